@@ -1,0 +1,142 @@
+"""SQLite: one process, one file, one connection on the event loop."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from callbacks.database.errors import DatabaseError, DatabaseInUse
+from callbacks.database.statements import Row, Statement, Write
+from callbacks.database.writer import GroupCommit
+
+T = TypeVar("T")
+
+
+def connect(path: Path, *, busy_timeout_seconds: float = 2.0) -> sqlite3.Connection:
+    """Open the file for durable work: WAL, an fsync on every commit, transactions by hand.
+
+    Raises:
+        DatabaseError: The file cannot be opened or is no SQLite database.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_seconds)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA foreign_keys=ON")
+        except BaseException:
+            connection.close()
+            raise
+    except (OSError, sqlite3.Error) as error:
+        raise DatabaseError(f"cannot open the SQLite database {path}: {error}") from error
+    return connection
+
+
+class _SqliteTransaction:
+    __slots__ = ("_cursor",)
+
+    def __init__(self, cursor: sqlite3.Cursor) -> None:
+        self._cursor = cursor
+
+    def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
+        return self._cursor.execute(statement.sql, params).rowcount
+
+    def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
+        return self._cursor.execute(statement.sql, params).fetchall()
+
+
+class SqliteDatabase:
+    """One SQLite file, held by this process alone.
+
+    A `flock` on `FILE.lock` keeps a second gateway out; holding it proves that every earlier
+    owner is dead. (A POSIX `lockf` lock would vanish when any descriptor of the file closes.)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = _acquire(path)
+        try:
+            self._connection = connect(path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._transaction = _SqliteTransaction(self._connection.cursor())
+        self._writer = GroupCommit(self._commit)
+
+    @property
+    def batches(self) -> int:
+        """How many transactions were committed."""
+        return self._writer.batches
+
+    @property
+    def writes(self) -> int:
+        """How many writes those transactions held."""
+        return self._writer.writes
+
+    def write(self, write: Write[T]) -> asyncio.Future[T]:
+        """Queue a write; the future has its answer once it is on the disk."""
+        return self._writer.write(write)
+
+    async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
+        """Run a query on what is committed and return its rows."""
+        return self._transaction.fetch(statement, params)
+
+    def close(self) -> None:
+        """Commit what waits, close the file and let another process have it."""
+        self._writer.close()
+        self._connection.close()
+        os.close(self._lock)
+
+    def _commit(self, writes: Sequence[Write[Any]]) -> list[Any]:
+        try:
+            return self._commit_together(writes)
+        except sqlite3.OperationalError as error:
+            # Locked, full or failing disk: no write would fare better alone.
+            return [error] * len(writes)
+        except Exception as error:
+            if len(writes) == 1:
+                return [error]
+        # One write that cannot be done must not take the others with it.
+        answers: list[Any] = []
+        for write in writes:
+            try:
+                answers += self._commit_together([write])
+            except Exception as error:
+                answers.append(error)
+        return answers
+
+    def _commit_together(self, writes: Sequence[Write[Any]]) -> list[Any]:
+        # A deferred transaction that reads and then writes can fail with "database is locked"
+        # at once, whatever the busy timeout.
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            answers = [write.apply(self._transaction) for write in writes]
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+        return answers
+
+
+def _acquire(path: Path) -> int:
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DatabaseError(f"cannot open the SQLite database {path}: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise DatabaseInUse(
+            f"{path} is served by another gateway; stop it first, or give this one its own "
+            "file with --database sqlite:///OTHER_PATH"
+        ) from error
+    return lock

@@ -1,0 +1,80 @@
+"""SQL compiled once from the SQLModel tables, and the unit of work that runs it.
+
+Compiling per call would cost more than the statement itself; compiled once and run on the
+driver's own cursor it is as fast as hand-written SQL (benchmarks/RESULTS.md).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
+
+from sqlalchemy import Table
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.elements import ClauseElement
+from sqlmodel import SQLModel
+
+Row = tuple[Any, ...]
+
+R_co = TypeVar("R_co", covariant=True)
+
+_PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
+_DIALECT = sqlite.dialect(paramstyle="named")
+
+
+def table_of(model: type[SQLModel]) -> Table:
+    """Return the table of a SQLModel class, to build statements from."""
+    return cast("Table", model.__table__)  # type: ignore[attr-defined]  # set by SQLModel
+
+
+class Statement:
+    """A statement ready for the driver; parameters are given by name on each run."""
+
+    __slots__ = ("sql",)
+
+    def __init__(self, clause: ClauseElement) -> None:
+        # Times are stored as integers (milliseconds since 1970, UTC) and documents as text or
+        # bytes, so that parameters and rows need no conversion on the way.
+        compiled = clause.compile(dialect=_DIALECT)
+        # What is fixed becomes part of the text: no parameter to hand over each time, and SQLite
+        # sees where a partial index covers the query.
+        fixed = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+        self.sql = _PARAMETER.sub(
+            lambda match: _literal(fixed[match[1]]) if match[1] in fixed else match[0],
+            str(compiled),
+        )
+
+    def __repr__(self) -> str:
+        return f"Statement({self.sql!r})"
+
+
+def _literal(value: object) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case int():
+            return str(value)
+        case str():
+            return "'" + value.replace("'", "''") + "'"
+        case _:
+            raise TypeError(f"{value!r} cannot be part of a statement; bind it")
+
+
+class Transaction(Protocol):
+    """What a write may do inside the transaction that commits it."""
+
+    def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
+        """Run a statement and return how many rows it changed."""
+
+    def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
+        """Run a query, or a statement with RETURNING, and return its rows."""
+
+
+class Write(Protocol[R_co]):
+    """One unit of work: all of it is committed, or none of it.
+
+    `apply` runs inside a transaction shared with other writes and may run a second time when
+    another write made the shared transaction fail, so it has no effect but on the database.
+    """
+
+    def apply(self, tx: Transaction) -> R_co:
+        """Run the statements of this write and return its answer."""

@@ -1,0 +1,69 @@
+"""The tables of delivery: the outbox and its attempts. Times are milliseconds since 1970, UTC."""
+
+from enum import StrEnum
+
+from sqlalchemy import Column, Index, Integer, LargeBinary, UniqueConstraint
+from sqlmodel import BigInteger, Field, SQLModel
+
+
+class CallbackState(StrEnum):
+    """Where one completion is on its way to one callback URL."""
+
+    REGISTERED = "registered"  # the operation has not ended yet
+    DUE = "due"  # to be sent at next_at
+    IN_FLIGHT = "in_flight"  # an attempt runs; after a crash its outcome is unknown
+    DELIVERED = "delivered"
+    FAILED = "failed"  # given up: refused for good, or too old
+
+
+class CallbackRecord(SQLModel, table=True):
+    """The outbox: one row for each callback URL of an operation.
+
+    Registered with the start; url, headers and body are frozen in the transaction that ends the
+    operation.
+    """
+
+    __tablename__ = "callback"
+    __table_args__ = (
+        UniqueConstraint("token", "slot"),
+        Index("callback_due", "next_at", sqlite_where=Column("state") == "due"),
+        Index(
+            "callback_undelivered",
+            "state",
+            sqlite_where=Column("state").in_(("due", "in_flight", "failed")),
+        ),
+    )
+
+    id: int | None = Field(
+        default=None,
+        sa_column=Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    )
+    token: str
+    slot: int
+    registration_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    destination: str
+    url: str
+    headers: str  # JSON [[name, value], ...]: the caller's, from the end on all that is sent
+    body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    state: str = CallbackState.REGISTERED
+    attempt: int = 0
+    outcome_unknown: int = 0  # 1: an earlier attempt may have arrived
+    next_at: int | None = Field(default=None, sa_type=BigInteger)
+    deadline_at: int | None = Field(default=None, sa_type=BigInteger)
+    created_at: int = Field(sa_type=BigInteger)
+    closed_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class DeliveryAttemptRecord(SQLModel, table=True):
+    """One attempt that did not simply succeed, or the one that did after others."""
+
+    __tablename__ = "delivery_attempt"
+
+    callback_id: int = Field(primary_key=True, sa_type=BigInteger)
+    n: int = Field(primary_key=True)
+    started_at: int = Field(sa_type=BigInteger)
+    duration_ms: int
+    status: int | None = None
+    error: str | None = None
+    address: str | None = None
+    response_excerpt: str | None = None

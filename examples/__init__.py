@@ -1,0 +1,1 @@
+"""Worked examples of services, configuration and callers, to read, run and start from."""

@@ -1,0 +1,104 @@
+"""Making, listing and revoking API keys: done by the command line, beside a running gateway."""
+
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from callbacks.database import DatabaseError, Statement, table_of
+from callbacks.database.sqlite import connect
+from gateway.access import Role, hash_secret, new_secret
+from gateway.records import ApiKeyRecord
+from gateway.schema import migrate
+from handlers.execution import now_ms
+
+_keys = table_of(ApiKeyRecord)
+_INSERT = Statement(
+    sa.insert(_keys).values(
+        id=sa.bindparam("id"),
+        principal=sa.bindparam("principal"),
+        role=sa.bindparam("role"),
+        secret_hash=sa.bindparam("secret_hash"),
+        created_at=sa.bindparam("created_at"),
+    )
+)
+_LIST = Statement(
+    sa.select(
+        _keys.c.id, _keys.c.principal, _keys.c.role, _keys.c.created_at, _keys.c.revoked_at
+    ).order_by(_keys.c.created_at)
+)
+_REVOKE = Statement(
+    sa.update(_keys)
+    .where(_keys.c.id == sa.bindparam("key_id"), _keys.c.revoked_at.is_(None))
+    .values(revoked_at=sa.bindparam("now"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One key, without its secret."""
+
+    id: str
+    principal: str
+    role: Role
+    created_at: int
+    revoked_at: int | None
+
+
+class ApiKeys:
+    """The keys in one database.
+
+    Raises:
+        DatabaseError: The database cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        migrate(path)
+
+    def create(self, principal: str, role: Role) -> tuple[ApiKey, str]:
+        """Make a key for a principal; return it with its secret, which is shown this once."""
+        secret = new_secret()
+        key = ApiKey(f"key_{secrets.token_hex(6)}", principal, role, now_ms(), None)
+        with self._connection() as connection:
+            connection.execute(
+                _INSERT.sql,
+                {
+                    "id": key.id,
+                    "principal": key.principal,
+                    "role": key.role.value,
+                    "secret_hash": hash_secret(secret),
+                    "created_at": key.created_at,
+                },
+            )
+        return key, secret
+
+    def list(self) -> "list[ApiKey]":
+        """Return all keys, the revoked ones included."""
+        with self._connection() as connection:
+            rows = connection.execute(_LIST.sql).fetchall()
+        return [ApiKey(row[0], row[1], Role(row[2]), row[3], row[4]) for row in rows]
+
+    def revoke(self, key_id: str) -> bool:
+        """Revoke a key; a running gateway refuses it within a second.
+
+        Returns:
+            False where no valid key has this id.
+        """
+        with self._connection() as connection:
+            changed = connection.execute(_REVOKE.sql, {"key_id": key_id, "now": now_ms()})
+            return bool(changed.rowcount)
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        connection = connect(self._path)
+        try:
+            yield connection
+        except sqlite3.Error as error:
+            raise DatabaseError(f"{self._path}: {error}") from error
+        finally:
+            connection.close()

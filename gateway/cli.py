@@ -1,0 +1,37 @@
+"""`nexus-gateway`: the command line.
+
+Exit codes: 0 done; 1 it could not be done, and standard error says why; 2 it was asked wrongly.
+`call` has more of its own.
+"""
+
+import sys
+
+import typer
+
+from gateway.commands import calling, keys, operations, serving
+from nexus_spec import NexusError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A gateway for Nexus RPC: durable operations over HTTP.",
+)
+app.command()(serving.serve)
+app.command()(calling.call)
+app.command("check-config")(serving.check_config)
+app.command()(serving.openapi)
+app.add_typer(operations.app, name="operations")
+app.add_typer(keys.app, name="keys")
+_database = typer.Typer(no_args_is_help=True, help="The database's schema.")
+_database.command("migrate")(serving.migrate_database)
+app.add_typer(_database, name="database")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error, not a traceback."""
+    try:
+        app()
+    except NexusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""The commands of `nexus-gateway`, one file each."""

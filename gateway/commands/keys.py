@@ -1,0 +1,66 @@
+"""`keys create|list|revoke`: done in the database itself, also while a gateway serves it."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.database import sqlite_path
+from gateway.access import Role
+from gateway.api_keys import ApiKeys
+from gateway.commands.serving import Config, Database
+from gateway.settings import InvalidSettings, read_settings
+
+app = typer.Typer(no_args_is_help=True, help="API keys of callers and operators.")
+
+
+@app.command()
+def create(
+    principal: Annotated[str, typer.Argument(help="Who uses it; several keys may have one name.")],
+    role: Annotated[
+        Role, typer.Option(help="call: its own operations. operate: everything.")
+    ] = Role.CALL,
+    database: Database = None,
+    config: Config = None,
+) -> None:
+    """Make a key and print it, this once."""
+    if not principal or not principal.isprintable() or len(principal) > 200:
+        raise InvalidSettings("the name must have 1 to 200 printable characters")
+    key, secret = _keys(database, config).create(principal, role)
+    typer.echo(f"{key.id} for {principal!r} may {role.value}; the key is shown only now:", err=True)
+    typer.echo(secret)
+
+
+@app.command("list")
+def list_keys(database: Database = None, config: Config = None) -> None:
+    """List the keys, without their secrets."""
+    table = Table("id", "principal", "role", "created", "revoked", box=None)
+    for key in _keys(database, config).list():
+        table.add_row(
+            key.id, key.principal, key.role.value, _moment(key.created_at), _moment(key.revoked_at)
+        )
+    Console().print(table)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")],
+    database: Database = None,
+    config: Config = None,
+) -> None:
+    """Revoke a key; a running gateway refuses it within a second."""
+    if not _keys(database, config).revoke(key_id):
+        raise InvalidSettings(f"there is no valid key {key_id!r}; see `nexus-gateway keys list`")
+    typer.echo(f"{key_id} is revoked")
+
+
+def _keys(database: str | None, config: Config) -> ApiKeys:
+    return ApiKeys(sqlite_path(read_settings({"database": database}, config).database))
+
+
+def _moment(ms: int | None) -> str:
+    if ms is None:
+        return ""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,143 @@
+"""`operations list|show|cancel|resume`: a gateway's operations, asked over its HTTP API."""
+
+import json
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nexus_spec import NexusError, error_of_failure, parse_failure
+
+app = typer.Typer(no_args_is_help=True, help="Operations of a running gateway.")
+
+Url = Annotated[
+    str,
+    typer.Option("--url", envvar="NEXUS_GATEWAY_URL", help="The gateway's address."),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="NEXUS_GATEWAY_API_KEY",
+        help="A key with role operate.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers.")]
+Token = Annotated[str, typer.Argument(metavar="TOKEN", help="The operation's token.")]
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+class ApiCallFailed(NexusError):
+    """The gateway cannot be reached, or refused the request."""
+
+
+@app.command("list")
+def list_operations(
+    state: Annotated[
+        str | None,
+        typer.Option(help="ready, running, paused, succeeded, failed or canceled."),
+    ] = None,
+    service: Annotated[str | None, typer.Option(help="Only this service.")] = None,
+    operation: Annotated[str | None, typer.Option(help="Only this operation.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, the newest.")] = 50,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List operations, the newest first."""
+    asked = {"state": state, "service": service, "operation": operation, "limit": limit}
+    params = {name: value for name, value in asked.items() if value is not None}
+    document = request_api("GET", url, "/operations", api_key, params)
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    table = Table("token", "operation", "state", "started", "progress", box=None)
+    for row in document["operations"]:
+        table.add_row(
+            row["token"],
+            f"{row['service']}/{row['operation']}",
+            row["state"],
+            row["created_at"],
+            _progress(row["progress"]),
+        )
+    Console().print(table)
+
+
+@app.command()
+def show(
+    token: Token, url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False
+) -> None:
+    """Show one operation: its steps, its outcome, its deliveries."""
+    document = request_api("GET", url, f"/operations/{token}", api_key)
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    console = Console()
+    steps, deliveries = document.pop("steps"), document.pop("deliveries")
+    for name, value in document.items():
+        if value is not None and value != "":
+            console.print(f"[bold]{name}[/]: ", end="")
+            console.print(value if isinstance(value, str) else json.dumps(value), markup=False)
+    _print_rows(console, "steps", steps, ("key", "kind", "attempts", "recorded_at", "error"))
+    _print_rows(console, "deliveries", deliveries, ("url", "state", "attempts", "next_at"))
+
+
+@app.command()
+def cancel(token: Token, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+    """Ask an operation to end."""
+    request_api("POST", url, f"/operations/{token}/cancel", api_key)
+    typer.echo("cancel requested")
+
+
+@app.command()
+def resume(token: Token, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+    """Run a paused operation again."""
+    request_api("POST", url, f"/operations/{token}/resume", api_key)
+    typer.echo("resumed")
+
+
+def request_api(
+    method: str, url: str, path: str, api_key: str | None, params: Any = None
+) -> dict[str, Any]:
+    """Make one request to the operators' API and return the answer's JSON.
+
+    Raises:
+        ApiCallFailed: The gateway cannot be reached, or refused the request.
+    """
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        response = httpx.request(
+            method, f"{url.rstrip('/')}/api/v1{path}", params=params, headers=headers, timeout=30
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ApiCallFailed(
+            f"cannot reach the gateway at {url}: {error}; is it running? (--url, NEXUS_GATEWAY_URL)"
+        ) from error
+    if response.is_success:
+        answer: dict[str, Any] = response.json() if response.content else {}
+        return answer
+    try:
+        failure = parse_failure(response.content)
+    except ValueError:
+        raise ApiCallFailed(f"{url} answered {response.status_code}: is it a gateway?") from None
+    refused = error_of_failure(failure, status=response.status_code)
+    raise ApiCallFailed(f"{refused.message} ({response.status_code})")
+
+
+def _progress(progress: dict[str, Any] | None) -> str:
+    return "" if progress is None else f"{progress['fraction']:.0%} {progress['message']}"
+
+
+def _print_rows(
+    console: Console, title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]
+) -> None:
+    if not rows:
+        return
+    table = Table(*columns, title=title, title_justify="left", box=None)
+    for row in rows:
+        table.add_row(*("" if row[c] is None else str(row[c]) for c in columns))
+    console.print(table)

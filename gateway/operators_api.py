@@ -1,0 +1,258 @@
+"""The operators' API below `/api/v1`: what runs, how far it is, and the levers."""
+
+import base64
+import json
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from nexusrpc import Content, HandlerError, HandlerErrorType
+from starlette.requests import Request
+
+from callbacks.outbox import ATTEMPTS_OF, CALLBACKS_OF
+from gateway.asgi import Answer, read_body
+from gateway.error_responses import bad_request
+from gateway.runtime import Gateway
+from handlers.journal import Kind
+from handlers.operation_store import (
+    LIST,
+    LOAD,
+    LOAD_JOURNAL,
+    JournalEntry,
+    StoredOperation,
+    read_entry,
+    read_operation,
+)
+from handlers.records import State
+from handlers.services import DEFAULT_ENDPOINT, HostedOperation
+from nexus_spec import Headers, operation_path
+from nexus_spec.limits import PAYLOAD_BYTES
+
+_MOST_LISTED = 1000
+_AFTER_ALL_TOKENS = "~"
+
+
+def path_of(hosted: HostedOperation) -> str:
+    """Return the path under which an operation is started."""
+    prefix = "/services"
+    if hosted.endpoint != DEFAULT_ENDPOINT:
+        prefix = f"/nexus/endpoints/{quote(hosted.endpoint, safe='')}/services"
+    return prefix + operation_path(hosted.service, hosted.operation)
+
+
+async def list_services(gateway: Gateway, request: Request) -> Answer:
+    """List what is served."""
+    return _json(
+        {
+            "operations": [
+                {
+                    "endpoint": hosted.endpoint,
+                    "service": hosted.service,
+                    "operation": hosted.operation,
+                    "kind": hosted.kind.name.lower(),
+                    "path": path_of(hosted),
+                    "description": hosted.description,
+                }
+                for hosted in gateway.services
+            ]
+        }
+    )
+
+
+async def list_operations(gateway: Gateway, request: Request) -> Answer:
+    """List operations, the newest first.
+
+    Query: `state`, `service`, `operation`, `limit` (100; 1000 at most), `before` (a token: what
+    was started before it).
+    """
+    query = request.query_params
+    state = query.get("state")
+    if state is not None and state not in [s.value for s in State]:
+        raise bad_request(f"state is one of {', '.join(State)}")
+    limit = _whole_number(query.get("limit", "100"), "limit", most=_MOST_LISTED)
+    rows = await gateway.parts.database.fetch(
+        LIST,
+        {
+            "before": query.get("before", _AFTER_ALL_TOKENS),
+            "state_is": state,
+            "service_is": query.get("service"),
+            "operation_is": query.get("operation"),
+            "most": limit,
+        },
+    )
+    operations = [read_operation(row) for row in rows]
+    return _json(
+        {
+            "operations": [_summary(stored) for stored in operations],
+            "next": operations[-1].token if len(operations) == limit else None,
+        }
+    )
+
+
+async def show_operation(gateway: Gateway, request: Request) -> Answer:
+    """Show one operation: state, input and outcome, steps, deliveries."""
+    token = request.path_params["token"]
+    database = gateway.parts.database
+    rows = await database.fetch(LOAD, {"token": token})
+    if not rows:
+        raise HandlerError("no such operation", type=HandlerErrorType.NOT_FOUND)
+    stored = read_operation(rows[0])
+    journal = [read_entry(row) for row in await database.fetch(LOAD_JOURNAL, {"token": token})]
+    attempts: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for callback_id, n, at, duration_ms, status, error, address, excerpt in await database.fetch(
+        ATTEMPTS_OF, {"token": token}
+    ):
+        attempts[callback_id].append(
+            {
+                "attempt": n,
+                "started_at": _moment(at),
+                "duration_ms": duration_ms,
+                "status": status,
+                "error": error,
+                "address": address,
+                "response_excerpt": excerpt,
+            }
+        )
+    deliveries = [
+        {
+            "id": row_id,
+            "slot": slot,
+            "url": url,
+            "state": state,
+            "attempts": attempt,
+            "next_at": _moment(next_at),
+            "created_at": _moment(created_at),
+            "closed_at": _moment(closed_at),
+            "attempt_log": attempts[row_id],
+        }
+        for row_id, slot, url, state, attempt, next_at, created_at, closed_at in (
+            await database.fetch(CALLBACKS_OF, {"token": token})
+        )
+    ]
+    return _json(
+        {
+            **_summary(stored),
+            "request_id": stored.request_id,
+            "handler_token": stored.handler_token,
+            "input": _value(stored.input, stored.content_headers),
+            "output": None
+            if stored.output is None
+            else _value(stored.output, stored.output_headers or "{}"),
+            "failure": None if stored.failure is None else json.loads(stored.failure),
+            "error_detail": stored.error_detail,
+            "steps": [_step(entry) for entry in journal],
+            "deliveries": deliveries,
+        }
+    )
+
+
+async def cancel_operation(gateway: Gateway, request: Request) -> Answer:
+    """Ask an operation to end, as its caller could."""
+    stored = await gateway.parts.engine.cancel_by_operator(request.path_params["token"])
+    return _json(_summary(stored), status=202)
+
+
+async def resume_operation(gateway: Gateway, request: Request) -> Answer:
+    """Run a paused operation again."""
+    stored = await gateway.parts.engine.resume(request.path_params["token"])
+    return _json(_summary(stored))
+
+
+async def complete_operation(gateway: Gateway, request: Request) -> Answer:
+    """End an operation that runs elsewhere.
+
+    Body: `{"result": ...}`, or `{"state": "failed" | "canceled", "message": "..."}`.
+    """
+    token = request.path_params["token"]
+    headers = Headers.from_raw(request.scope["headers"])
+    document = _object(await read_body(request.receive, headers, PAYLOAD_BYTES))
+    engine = gateway.parts.engine
+    match document:
+        case {"result": result, **rest} if not rest:
+            content = Content(headers={}, data=b"")
+            if result is not None:
+                data = json.dumps(result, ensure_ascii=False).encode("utf-8", "replace")
+                content = Content(headers={"content-type": "application/json"}, data=data)
+            ended = await engine.complete(token, content)
+        case {"state": "failed", "message": str(message)}:
+            ended = await engine.fail(token, message)
+        case {"state": "canceled", "message": str(message)}:
+            ended = await engine.complete_canceled(token, message)
+        case _:
+            raise bad_request(
+                'send {"result": ...} or {"state": "failed" or "canceled", "message": "..."}'
+            )
+    if not ended:
+        raise HandlerError("the operation has ended already", type=HandlerErrorType.CONFLICT)
+    return Answer(204)
+
+
+def _summary(stored: StoredOperation) -> dict[str, Any]:
+    return {
+        "token": stored.token,
+        "endpoint": stored.endpoint,
+        "service": stored.service,
+        "operation": stored.operation,
+        "caller": stored.caller,
+        "state": stored.state.value,
+        "pause_reason": stored.pause_reason,
+        "attempts": stored.attempts,
+        "progress": None if stored.progress is None else json.loads(stored.progress),
+        "created_at": _moment(stored.created_at),
+        "closed_at": _moment(stored.closed_at),
+        "deadline_at": _moment(stored.deadline_at),
+        "cancel_requested_at": _moment(stored.cancel_requested_at),
+    }
+
+
+def _step(entry: JournalEntry) -> dict[str, Any]:
+    return {
+        "key": entry.key,
+        "kind": entry.kind,
+        "attempts": entry.attempt,
+        "recorded_at": _moment(entry.created_at),
+        "wake_at": _moment(entry.wake_at),
+        "output": None
+        if entry.output is None or entry.kind == Kind.INTERRUPT
+        else json.loads(entry.output),
+        "error": None if entry.error is None else json.loads(entry.error),
+    }
+
+
+def _value(data: bytes, headers: str) -> dict[str, Any]:
+    content_type = json.loads(headers).get("content-type")
+    try:
+        return {"content_type": content_type, "json": json.loads(data) if data else None}
+    except ValueError:
+        return {"content_type": content_type, "base64": base64.b64encode(data).decode()}
+
+
+def _moment(ms: int | None) -> str | None:
+    if ms is None:
+        return None
+    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise bad_request("the body is not valid JSON") from error
+    if not isinstance(document, dict):
+        raise bad_request("the body is not a JSON object")
+    return document
+
+
+def _whole_number(text: str, name: str, *, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise bad_request(f"{name} is a whole number from 1 to {most}")
+    return int(text)
+
+
+def _json(document: object, status: int = 200) -> Answer:
+    body = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return Answer(
+        status, [("Content-Type", "application/json")], body.encode("utf-8", "surrogatepass")
+    )

@@ -1,0 +1,121 @@
+"""Serving the app with uvicorn, signals included."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+
+from gateway.access import is_loopback
+from gateway.runtime import Gateway
+from gateway.settings import InvalidSettings, Settings
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+
+
+def serve(app: Starlette, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return.
+
+    Raises:
+        InvalidSettings: The address cannot be used.
+        DatabaseError: The database cannot be used.
+    """
+    if settings.allow_private_callbacks:
+        logger.warning("callbacks to loopback and private addresses are allowed")
+    listener = _listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",  # run by `_Server`, so that its errors reach the person who started it
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_graceful_shutdown=round(settings.drain_seconds) or 1,
+    )
+    server = _Server(config, app, listener)
+    with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(server.run())
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our signals: its own would end the process by the signal, not with 0."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._app = app
+        self._listener = listener
+
+    async def run(self) -> None:  # type: ignore[override]  # ours runs inside the loop
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        async with self._app.router.lifespan_context(self._app):
+            serving = asyncio.create_task(super().serve(sockets=[self._listener]))
+            while not self.started and not serving.done():
+                await asyncio.sleep(0.001)
+            if self.started:
+                _announce(self._listener)
+            await serving
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def _stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True  # the second time: do not wait for connections
+            return
+        logger.info("draining")
+        gateway: Gateway = self._app.state.gateway
+        # Those who wait for an operation are answered first, or they would hold the drain up.
+        gateway.release_waiters()
+        self.should_exit = True
+
+
+def check_bind(settings: Settings, *, has_keys: bool) -> None:
+    """Check that an address which others can reach is not served to anybody at all.
+
+    Raises:
+        InvalidSettings: It would be.
+    """
+    if is_loopback(settings.host) or has_keys or settings.allow_unauthenticated:
+        return
+    raise InvalidSettings(
+        f"--host {settings.host} can be reached by others and there is no API key: create one "
+        "with `nexus-gateway keys create NAME`, or say --allow-unauthenticated"
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InvalidSettings(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InvalidSettings(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _announce(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"listening on http://{shown}:{port}", file=sys.stderr, flush=True)

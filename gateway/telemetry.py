@@ -1,0 +1,88 @@
+"""Sets up the OpenTelemetry SDK, the only place that does; nothing where nothing exports.
+
+The standard variables decide: spans are exported when `OTEL_EXPORTER_OTLP_ENDPOINT` or
+`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` names a collector.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from opentelemetry.propagate import extract, inject
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from callbacks.delivery import AroundAttempt, Outcome, Post
+from callbacks.outbox import Delivery
+from clients.sender import SentResponse
+from handlers.tracing import Tracing
+
+DISTRIBUTION = "nexus-rpc-gateway"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+class Telemetry:
+    """The tracing of one gateway.
+
+    Args:
+        exporter: Where spans go; by default the OTLP collector that the environment names.
+    """
+
+    def __init__(self, exporter: SpanExporter | None = None) -> None:
+        exporter = exporter or _configured_exporter()
+        self._provider: TracerProvider | None = None
+        if exporter is None:
+            self.tracing = Tracing()
+            return
+        resource = Resource.create({"service.name": DISTRIBUTION})
+        self._provider = TracerProvider(resource=resource)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer(DISTRIBUTION, version(DISTRIBUTION))
+        self.tracing = Tracing(self._tracer)
+
+    @property
+    def around_attempt(self) -> AroundAttempt | None:
+        """What makes a span of each delivery attempt, or None where nothing exports."""
+        return None if self._provider is None else self._attempt
+
+    def close(self) -> None:
+        """Export what waits."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+    async def _attempt(self, delivery: Delivery, post: Post) -> Outcome:
+        carrier = {name.lower(): value for name, value in delivery.headers}
+        with self._tracer.start_as_current_span(
+            "deliver completion",
+            context=extract(carrier),
+            kind=SpanKind.CLIENT,
+            attributes={
+                "nexus.operation.token": delivery.token,
+                "nexus.attempt": delivery.attempt,
+                "server.address": delivery.destination,
+            },
+        ) as span:
+            outcome = await post(delivery, _with_current_trace(delivery.headers))
+            if isinstance(outcome, SentResponse):
+                span.set_attribute("http.response.status_code", outcome.status)
+            else:
+                span.set_status(Status(StatusCode.ERROR, type(outcome).__name__))
+            return outcome
+
+
+def _with_current_trace(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    kept = [(name, value) for name, value in headers if name.lower() not in carrier]
+    return [*kept, *carrier.items()]
+
+
+def _configured_exporter() -> SpanExporter | None:
+    if not any(os.environ.get(name) for name in _ENDPOINTS):
+        return None
+    # Imported only here: it costs a third of the start-up time.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()

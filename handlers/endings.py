@@ -1,0 +1,266 @@
+"""The end of an operation: the same for a result, an error, a deadline and an operator."""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from nexusrpc import Content, Link, OperationError, OperationErrorState
+
+from callbacks.database import Writer, persist
+from callbacks.outbox import Delivery
+from handlers.execution import now_ms
+from handlers.live_operation import links_from_json
+from handlers.operation_store import Finish, RenderedCompletion, StoredOperation
+from handlers.records import State
+from handlers.requests import Succeeded
+from handlers.stats import EngineStats
+from nexus_spec import (
+    Completion,
+    Failure,
+    OperationState,
+    PayloadSerializer,
+    UnencodableValue,
+    error_of_failure,
+    failure_of_error,
+    failure_to_bytes,
+    parse_failure,
+    render_completion,
+)
+from nexus_spec.limits import PAYLOAD_BYTES
+
+
+class Deliveries(Protocol):
+    """Where frozen completions go: the delivery of `callbacks`."""
+
+    max_age_ms: int
+
+    def has_room(self) -> bool:
+        """Whether a completion that is frozen now would be sent at once."""
+
+    def submit(self, deliveries: Sequence[Delivery]) -> None:
+        """Send completions that were frozen as claimed."""
+
+    def wake(self) -> None:
+        """Look for deliveries that are due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an operation ended."""
+
+    state: State
+    content: Content | None = None
+    failure: Failure | None = None
+    detail: str | None = None  # for operators only
+
+    def error(self) -> OperationError:
+        """Return the failed or canceled outcome as an exception."""
+        return _operation_error(self.failure, self.state)
+
+
+def succeeded(value: Any, serializer: PayloadSerializer) -> Ended:
+    """Return the end of an operation that has a result; failed where it cannot be sent."""
+    try:
+        content = serializer.serialize(value)
+    except UnencodableValue as error:
+        return failed("the operation's result cannot be serialized", detail=str(error))
+    return succeeded_with(content)
+
+
+def succeeded_with(content: Content) -> Ended:
+    """Return the end of an operation whose result is serialized already."""
+    if len(content.data) > PAYLOAD_BYTES:
+        return failed(
+            f"the operation's result of {len(content.data)} bytes is over the limit of "
+            f"{PAYLOAD_BYTES} bytes"
+        )
+    return Ended(State.SUCCEEDED, content=content)
+
+
+def ended_by(error: OperationError, detail: str | None = None) -> Ended:
+    """Return the end of an operation that is reported by this error."""
+    state = State.CANCELED if error.state is OperationErrorState.CANCELED else State.FAILED
+    return Ended(state, failure=failure_of_error(error), detail=detail)
+
+
+def failed(message: str, detail: str | None = None) -> Ended:
+    """Return the end of an operation that failed with this message for its caller."""
+    return ended_by(OperationError(message, state=OperationErrorState.FAILED), detail)
+
+
+def canceled(message: str = "operation canceled") -> Ended:
+    """Return the end of an operation that was canceled."""
+    return ended_by(OperationError(message, state=OperationErrorState.CANCELED))
+
+
+def ended_of(stored: StoredOperation) -> Ended:
+    """Return how a stored operation ended."""
+    if stored.state is State.SUCCEEDED:
+        headers = json.loads(stored.output_headers or "{}")
+        return Ended(stored.state, content=Content(headers=headers, data=stored.output or b""))
+    return Ended(stored.state, failure=parse_failure(stored.failure or b"{}"))
+
+
+def rendered(
+    token: str,
+    ended: Ended,
+    *,
+    created_at: int,
+    closed_at: int,
+    links: Sequence[Link],
+    trace_context: str | None,
+) -> RenderedCompletion:
+    """Return a completion as it goes out, without the callers' own headers."""
+    headers, body = render_completion(
+        Completion(
+            state=OperationState(ended.state.value),
+            token=token,
+            start_time=_moment(created_at),
+            close_time=_moment(closed_at),
+            links=tuple(links),
+            content=ended.content,
+            failure=ended.failure,
+        )
+    )
+    if trace_context is not None:
+        headers.append(("traceparent", trace_context))
+    return headers, body
+
+
+def rendered_of(stored: StoredOperation) -> RenderedCompletion:
+    """Return the completion of an operation that has ended already."""
+    assert stored.closed_at is not None
+    return rendered(
+        stored.token,
+        ended_of(stored),
+        created_at=stored.created_at,
+        closed_at=stored.closed_at,
+        links=links_from_json(stored.handler_links),
+        trace_context=stored.trace_context,
+    )
+
+
+class Endings:
+    """Ends operations, hands their completions on and tells those who wait."""
+
+    def __init__(self, database: Writer, deliveries: Deliveries, stats: EngineStats) -> None:
+        self._database = database
+        self._deliveries = deliveries
+        self._stats = stats
+        self._waiting: defaultdict[str, list[asyncio.Future[None]]] = defaultdict(list)
+        self._releasing = False
+
+    async def finish(
+        self,
+        token: str,
+        epoch: int | None,
+        ended: Ended,
+        *,
+        labels: tuple[str, str, str],
+        created_at: int,
+        links: Sequence[Link],
+        trace_context: str | None,
+    ) -> bool:
+        """End an operation and send its completion; return False where it is not ours to end.
+
+        Args:
+            token: The operation.
+            epoch: The claim under which it runs, or None to end it whoever runs it.
+            ended: How it ends.
+            labels: Endpoint, service and operation, for the counters.
+            created_at: When it was started, in milliseconds since 1970.
+            links: The handler's links.
+            trace_context: The `traceparent` that the completion carries.
+        """
+        now = now_ms()
+        claim = self._deliveries.has_room()
+        content = ended.content
+        deliveries = await persist(
+            self._database,
+            Finish(
+                token=token,
+                epoch=epoch,
+                state=ended.state,
+                output=content.data if content is not None else None,
+                output_headers=json.dumps(dict(content.headers)) if content is not None else None,
+                failure=failure_to_bytes(ended.failure) if ended.failure is not None else None,
+                error_detail=ended.detail,
+                completion=rendered(
+                    token,
+                    ended,
+                    created_at=created_at,
+                    closed_at=now,
+                    links=links,
+                    trace_context=trace_context,
+                ),
+                now=now,
+                max_age_ms=self._deliveries.max_age_ms,
+                claim=claim,
+            ),
+        )
+        if deliveries is None:
+            return False
+        if claim:
+            self._deliveries.submit(deliveries)
+        else:
+            self._deliveries.wake()
+        self._stats.ended[(*labels, ended.state.value)] += 1
+        self._stats.duration.observe((now - created_at) / 1000)
+        for waiter in self._waiting.pop(token, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+        return True
+
+    def will_end(self, token: str) -> asyncio.Future[None]:
+        """Return a future that is done when the operation ends, or the server drains."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._releasing:
+            waiter.set_result(None)
+        else:
+            self._waiting[token].append(waiter)
+        return waiter
+
+    def no_longer_waits(self, token: str, waiter: asyncio.Future[None]) -> None:
+        """Forget a future of `will_end`."""
+        waiters = self._waiting.get(token)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiting[token]
+
+    def release(self) -> None:
+        """Answer all who wait, now and from here on: the server is about to stop."""
+        self._releasing = True
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        self._waiting.clear()
+
+
+def outcome(ended: Ended, links: tuple[Link, ...]) -> Succeeded:
+    """Return a result as the answer of a request.
+
+    Raises:
+        OperationError: The operation failed or was canceled.
+    """
+    if ended.content is None:
+        raise ended.error()
+    return Succeeded(ended.content, links)
+
+
+def _operation_error(failure: Failure | None, state: State) -> OperationError:
+    error = error_of_failure(failure, state=state.value)
+    if isinstance(error, OperationError):
+        return error
+    wrapper = OperationError(error.message, state=OperationErrorState(state.value))
+    wrapper.__cause__ = error
+    return wrapper
+
+
+def _moment(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

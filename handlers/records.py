@@ -1,0 +1,92 @@
+"""The tables of the engine: operations and their journals. Times are milliseconds since 1970, UTC."""
+
+from enum import StrEnum
+
+from sqlalchemy import Column, Index, LargeBinary, UniqueConstraint
+from sqlmodel import BigInteger, Field, SQLModel
+
+
+class State(StrEnum):
+    """Where an operation is; `ready`, `running` and `paused` are all `running` to its caller."""
+
+    READY = "ready"  # recorded, and in nobody's memory
+    RUNNING = "running"  # owned by a process
+    PAUSED = "paused"  # waits for an operator
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing changes any more."""
+        return self in _ENDED
+
+
+_ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED})
+
+
+class OperationRecord(SQLModel, table=True):
+    """One operation that was answered with a token, from its start to the end of its retention."""
+
+    __tablename__ = "operation"
+    __table_args__ = (
+        # caller is never NULL: NULLs are distinct to a unique index, which would let duplicates in.
+        UniqueConstraint("endpoint", "service", "operation", "caller", "request_id"),
+        Index(
+            "operation_open",
+            "state",
+            sqlite_where=Column("state").in_(("ready", "running", "paused")),
+        ),
+        Index(
+            "operation_handler_token",
+            "handler_token",
+            sqlite_where=Column("handler_token").is_not(None),
+        ),
+    )
+
+    token: str = Field(primary_key=True)
+    handler_token: str | None = None
+    endpoint: str
+    service: str
+    operation: str
+    caller: str = ""
+    request_id: str
+    input_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    input: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    content_headers: str  # JSON object
+    headers: str  # JSON object: the caller's own headers, as the handler sees them
+    state: str
+    pause_reason: str | None = None
+    epoch: int = 0
+    run_at: int | None = Field(default=None, sa_type=BigInteger)
+    attempts: int = 0
+    cancel_requested_at: int | None = Field(default=None, sa_type=BigInteger)
+    deadline_at: int | None = Field(default=None, sa_type=BigInteger)
+    links: str = "[]"  # JSON [[url, type], ...]: the caller's
+    handler_links: str = "[]"  # the handler's, sent on the 201 and with the completion
+    trace_context: str | None = None  # the start's traceparent
+    output: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    output_headers: str | None = None  # JSON object
+    failure: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # a Failure as JSON
+    error_detail: str | None = None  # for operators: the traceback behind a generic failure
+    progress: str | None = None  # JSON
+    created_at: int = Field(sa_type=BigInteger)
+    closed_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class JournalRecord(SQLModel, table=True):
+    """One thing that happened in a durable handler and never happens again."""
+
+    __tablename__ = "journal"
+
+    token: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    ordinal: int
+    kind: str
+    args_hash: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    output: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    error: str | None = None  # JSON
+    attempt: int = 1
+    wake_at: int | None = Field(default=None, sa_type=BigInteger)
+    epoch: int
+    created_at: int = Field(sa_type=BigInteger)

@@ -1,0 +1,393 @@
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callbacks.egress import (
+    AllowRule,
+    Destination,
+    EgressPolicy,
+    check_callback_url,
+    refused_address,
+)
+from callbacks.errors import UrlRefused
+
+PUBLIC = EgressPolicy()
+PRIVATE = EgressPolicy(allow_private=True)
+
+ACCEPTED = [
+    ("http://example.com", "http://example.com:80"),
+    ("https://example.com/", "https://example.com:443"),
+    ("HTTPS://EXAMPLE.com/Path?Q=1", "https://example.com:443"),
+    ("https://example.com./cb", "https://example.com:443"),
+    ("https://example.com:8443/cb", "https://example.com:8443"),
+    ("http://example.com:65535/", "http://example.com:65535"),
+    ("http://example.com:1024/", "http://example.com:1024"),
+    ("http://example.com:443/", "http://example.com:443"),
+    ("http://example.com?x=1", "http://example.com:80"),
+    ("http://example.com/?u=http://a@b/", "http://example.com:80"),
+    ("http://example.com/a%0d%0ab", "http://example.com:80"),
+    ("http://my_host.internal:8080/", "http://my_host.internal:8080"),
+    ("http://localhost:8080/", "http://localhost:8080"),
+    ("http://a-1.b/", "http://a-1.b:80"),
+    ("http://3com.example/", "http://3com.example:80"),
+    ("http://1.2.3.4.example/", "http://1.2.3.4.example:80"),
+    ("http://xn--bcher-kva.example/", "http://xn--bcher-kva.example:80"),
+    ("http://xn--strae-oqa.example/", "http://xn--strae-oqa.example:80"),
+    ("http://8.8.8.8/", "http://8.8.8.8:80"),
+    ("http://8.8.8.8./", "http://8.8.8.8:80"),
+    ("http://134744072/", "http://8.8.8.8:80"),
+    ("http://0x08080808:8080/", "http://8.8.8.8:8080"),
+    ("http://010.8.8.8/", "http://8.8.8.8:80"),
+    ("http://8.8.2056/", "http://8.8.8.8:80"),
+    ("http://[2606:4700:4700::1111]/", "http://[2606:4700:4700::1111]:80"),
+    ("http://[2606:4700:4700:0:0:0:0:1111]:8080/", "http://[2606:4700:4700::1111]:8080"),
+    ("http://[::ffff:8.8.8.8]/", "http://8.8.8.8:80"),
+]
+
+REFUSED = [
+    # not a URL, or not one that can be called
+    ("", "http://"),
+    ("example.com/cb", "http://"),
+    ("//example.com/cb", "http://"),
+    ("ftp://example.com/", "http://"),
+    ("file:///etc/passwd", "http://"),
+    ("http:/example.com", "http://"),
+    ("http:example.com", "http://"),
+    ("javascript://example.com/%0aalert(1)", "http://"),
+    ("http://" + "a" * 1000, "longer than 1000"),
+    # characters that readers delete, fold or split at
+    ("http://example.com/a b", "printable"),
+    (" http://example.com/", "printable"),
+    ("http://example.com/\r\nX: y", "printable"),
+    ("ht\ttp://example.com/", "printable"),
+    ("http://example.com\n", "printable"),
+    ("http://example.com/\x00", "printable"),
+    ("http://example.com/\x7f", "printable"),
+    ("http://bücher.example/", "printable"),
+    ("http://\uff11\uff12\uff17.0.0.1/", "printable"),
+    ("http://127。0。0。1/", "printable"),
+    ("http://example.com\\@127.0.0.1/", "backslash"),
+    ("http://example.com/#x", "fragment"),
+    ("http://example.com#@127.0.0.1/", "fragment"),
+    ("http://user@example.com/", "user name"),
+    ("http://user:pass@example.com/", "user name"),
+    ("http://@example.com/", "user name"),
+    ("http://a@b@example.com/", "user name"),
+    # hosts that are neither name nor address
+    ("http:///cb", "neither"),
+    ("http://:80/", "neither"),
+    ("http://./", "neither"),
+    ("http://example..com/", "neither"),
+    ("http://.example.com/", "neither"),
+    ("http://example.com../", "neither"),
+    ("http://-a.example/", "neither"),
+    ("http://a-.example/", "neither"),
+    ("http://exa%6dple.com/", "neither"),
+    ("http://127.0.0.1%00.example/", "neither"),
+    ("http://a,b/", "neither"),
+    ("http://" + "a" * 64 + ".example/", "neither"),
+    ("http://" + "a." * 127 + "aa/", "neither"),
+    ("http://1.2.3.4.5/", "not an IPv4"),
+    ("http://256.1.1.1/", "not an IPv4"),
+    ("http://1.2.65536/", "not an IPv4"),
+    ("http://4294967296/", "not an IPv4"),
+    ("http://08.1.1.1/", "not an IPv4"),
+    ("http://example.0x7f/", "not an IPv4"),
+    ("http://127.0.0.0x/", "not an IPv4"),
+    ("http://1..1/", "not an IPv4"),
+    ("http://[::1/", "not an IPv6"),
+    ("http://[]/", "not an IPv6"),
+    ("http://[1.2.3.4]/", "not an IPv6"),
+    ("http://[v1.fe80::a]/", "not an IPv6"),
+    ("http://[fe80::1%25eth0]/", "not an IPv6"),
+    ("http://[fe80::1%eth0]/", "not an IPv6"),
+    ("http://::1/", "port"),
+    ("http://[::1]x/", "port"),
+    # international labels that decode to something else
+    ("http://xn--a.example/", "international"),
+    ("http://xn--99999999.example/", "international"),
+    ("http://xn--127-.example/", "neither"),
+    (
+        "http://" + "xn--" + "\uff11\uff12\uff17".encode("punycode").decode() + ".example/",
+        "international",
+    ),
+    ("http://" + "xn--" + "a。b".encode("punycode").decode() + ".example/", "international"),
+    ("http://" + "xn--" + "Ünder".encode("punycode").decode() + ".example/", "international"),
+    # ports
+    ("http://example.com:/", "port"),
+    ("http://example.com:0/", "port"),
+    ("http://example.com:65536/", "port"),
+    ("http://example.com:99999999999999999999/", "port"),
+    ("http://example.com:-80/", "port"),
+    ("http://example.com:8a/", "port"),
+    ("http://example.com:80:80/", "port"),
+    ("http://example.com:22/", "port 22 is not allowed"),
+    ("http://example.com:25/", "port 25 is not allowed"),
+    ("https://example.com:1023/", "port 1023 is not allowed"),
+    # addresses, in every way of writing them
+    ("http://127.0.0.1/", "loopback"),
+    ("http://127.1/", "loopback"),
+    ("http://127.0.0.1./", "loopback"),
+    ("http://2130706433/", "loopback"),
+    ("http://0x7f000001/", "loopback"),
+    ("http://0X7F.1/", "loopback"),
+    ("http://0177.0.0.01/", "loopback"),
+    ("http://017700000001/", "loopback"),
+    ("http://0/", "this network"),
+    ("http://0.0.0.0:8080/", "this network"),
+    ("http://10.0.0.1/", "private"),
+    ("http://10.1/", "private"),
+    ("http://172.16.0.1/", "private"),
+    ("http://192.168.1.1/", "private"),
+    ("http://2852039166/", "link-local"),
+    ("http://169.254.169.254/latest/meta-data/", "link-local"),
+    ("http://0xa9fea9fe/", "link-local"),
+    ("http://0251.0376.0251.0376/", "link-local"),
+    ("http://100.100.100.200/", "carriers"),
+    ("http://168.63.129.16/", "Azure"),
+    ("http://255.255.255.255/", "reserved"),
+    ("http://224.0.0.1/", "multicast"),
+    ("http://[::1]/", "loopback"),
+    ("http://[0:0:0:0:0:0:0:1]/", "loopback"),
+    ("http://[::]/", "unspecified"),
+    ("http://[::127.0.0.1]/", "embedded"),
+    ("http://[::ffff:127.0.0.1]/", "loopback"),
+    ("http://[::ffff:7f00:1]/", "loopback"),
+    ("http://[::ffff:a9fe:a9fe]/", "link-local"),
+    ("http://[64:ff9b::a9fe:a9fe]/", "NAT64"),
+    ("http://[2002:7f00:1::]/", "6to4"),
+    ("http://[2001::1]/", "Teredo"),
+    ("http://[fe80::1]/", "link-local"),
+    ("http://[fec0::1]/", "site-local"),
+    ("http://[fd00:ec2::254]/", "AWS"),
+    ("http://[fc00::1]/", "private"),
+]
+
+
+@pytest.mark.parametrize(("url", "name"), ACCEPTED)
+def test_accepts(url: str, name: str) -> None:
+    assert check_callback_url(url, PUBLIC).name == name
+
+
+@pytest.mark.parametrize(("url", "says"), REFUSED)
+def test_refuses_and_says_why(url: str, says: str) -> None:
+    with pytest.raises(UrlRefused, match=says):
+        check_callback_url(url, PUBLIC)
+
+
+OPENED = ["127.0.0.1", "127.8.9.1", "::1", "10.1.2.3", "172.31.255.255", "192.168.0.1", "fd12::1"]
+OPENED += ["::ffff:10.0.0.1"]
+
+STAYS_REFUSED = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "100.64.0.1",
+    "100.127.255.255",
+    "168.63.129.16",
+    "169.254.0.1",
+    "169.254.169.254",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "198.18.0.1",
+    "198.19.255.255",
+    "198.51.100.7",
+    "203.0.113.7",
+    "224.0.0.251",
+    "239.255.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::2",
+    "::127.0.0.1",
+    "::10.0.0.1",
+    "::ffff:169.254.169.254",
+    "::ffff:0:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001::1",
+    "2001:2::1",
+    "2001:20::1",
+    "2001:1ff::1",
+    "2001:db8::1",
+    "2002:a00::1",
+    "3fff::1",
+    "5f00::1",
+    "4000::1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "febf::1",
+    "fec0::1",
+    "ff02::1",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "fd00:42::42",
+    "nonsense",
+    "",
+    "1.2.3.4.5",
+]
+
+PUBLIC_ADDRESSES = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "9.255.255.255",
+    "11.0.0.0",
+    "100.63.255.255",
+    "100.128.0.0",
+    "126.255.255.255",
+    "128.0.0.0",
+    "168.63.129.17",
+    "169.253.255.255",
+    "172.15.255.255",
+    "172.32.0.0",
+    "192.167.255.255",
+    "192.169.0.0",
+    "192.0.1.1",
+    "198.17.255.255",
+    "198.20.0.0",
+    "223.255.255.255",
+    "::ffff:8.8.8.8",
+    "2001:200::1",
+    "2001:4860:4860::8888",
+    "2606:4700::1111",
+    "2a00:1450::1",
+]
+
+
+@pytest.mark.parametrize("address", OPENED)
+def test_allow_private_opens(address: str) -> None:
+    assert refused_address(address, PUBLIC) is not None
+    assert refused_address(address, PRIVATE) is None
+    assert refused_address(address, PUBLIC, private=True) is None
+    assert refused_address(ipaddress.ip_address(address), PRIVATE) is None
+
+
+@pytest.mark.parametrize("address", STAYS_REFUSED)
+def test_stays_refused_when_private_addresses_are_open(address: str) -> None:
+    assert refused_address(address, PUBLIC) is not None
+    assert refused_address(address, PRIVATE) is not None
+    assert refused_address(address, PRIVATE, private=True) is not None
+
+
+@pytest.mark.parametrize("address", PUBLIC_ADDRESSES)
+def test_public_addresses_pass(address: str) -> None:
+    assert refused_address(address, PUBLIC) is None
+
+
+@given(st.ip_addresses())
+def test_what_the_standard_library_knows_to_be_local_is_refused(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        assert refused_address(address, PUBLIC) is not None
+
+
+@given(st.ip_addresses(v=4))
+def test_every_spelling_of_an_address_gets_the_same_verdict(
+    address: ipaddress.IPv4Address,
+) -> None:
+    a, b, c, d = address.packed
+    number = int(address)
+    spellings = [
+        str(address),
+        f"{address}.",
+        f"{number}",
+        f"{number:#x}",
+        f"0{number:o}",
+        f"{a}.{number & 0xFFFFFF}",
+        f"{a}.{b}.{c * 256 + d}",
+        f"{a:#x}.0{b:o}.{c}.{d:#X}",
+        f"[::ffff:{address}]",
+    ]
+    for spelling in spellings:
+        if refused_address(address, PUBLIC) is None:
+            assert check_callback_url(f"http://{spelling}/", PUBLIC).host == str(address)
+        else:
+            with pytest.raises(UrlRefused, match="may not be called"):
+                check_callback_url(f"http://{spelling}/", PUBLIC)
+
+
+URL_PIECES = st.lists(
+    st.sampled_from(["http://", "https:", "//", "/", "?", "#", "@", ":", "[", "]", "%", "\\", "."])
+    | st.sampled_from(["127.0.0.1", "::1", "0x7f", "example", "com", "xn--", "80", "443"])
+    | st.sampled_from([" ", "\n", "é", "\uff11", "\u3002"])
+    | st.text(max_size=3),
+    max_size=12,
+).map("".join)
+
+
+@given(URL_PIECES)
+def test_total_for_any_text(raw: str) -> None:
+    try:
+        destination = check_callback_url(raw, PUBLIC)
+    except UrlRefused:
+        return
+    assert destination.scheme in {"http", "https"}
+    assert destination.host == destination.host.lower()
+    # The normal form is its own normal form, or two spellings would be two destinations.
+    assert check_callback_url(destination.name, PUBLIC) == destination
+
+
+def test_the_message_does_not_repeat_the_url() -> None:
+    with pytest.raises(UrlRefused) as caught:
+        check_callback_url("http://user:secret@example.com/?key=secret", PUBLIC)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "url", "allowed"),
+    [
+        ((AllowRule("hooks.example"),), "https://hooks.example/", True),
+        ((AllowRule("Hooks.Example."),), "https://HOOKS.example./", True),
+        ((AllowRule("hooks.example"),), "http://hooks.example/", False),
+        ((AllowRule("hooks.example", insecure=True),), "http://hooks.example/", True),
+        ((AllowRule("hooks.example"),), "https://other.example/", False),
+        ((AllowRule("hooks.example"),), "https://x.hooks.example/", False),
+        ((AllowRule("*.example"),), "https://a.b.example/", True),
+        ((AllowRule("*.example"),), "https://example/", False),
+        ((AllowRule("*.example"),), "https://badexample/", False),
+        ((AllowRule("*"),), "https://anything.example:8443/", True),
+        ((AllowRule("*"),), "https://anything.example:25/", False),
+        ((AllowRule("*", port=25),), "https://anything.example:25/", True),
+        ((AllowRule("*", port=25),), "https://anything.example/", False),
+        ((AllowRule("a.example", port=81), AllowRule("*")), "https://b.example:81/", False),
+        ((AllowRule("a.example", port=81), AllowRule("*")), "https://b.example/", True),
+        ((AllowRule("*"),), "https://10.0.0.1/", False),
+        ((AllowRule("10.0.0.1"),), "https://10.0.0.1/", False),
+        ((AllowRule("10.0.0.1", private=True),), "https://10.0.0.1/", True),
+        ((AllowRule("10.0.0.1", private=True),), "https://0xa000001/", True),
+        ((AllowRule("10.0.0.1", private=True), AllowRule("*")), "https://10.0.0.2/", False),
+        ((AllowRule("::1", private=True),), "https://[0::1]/", True),
+        ((AllowRule("[::1]", private=True),), "https://[::1]/", True),
+        ((AllowRule("*", private=True),), "https://169.254.169.254/", False),
+    ],
+)
+def test_allow_rules(rules: tuple[AllowRule, ...], url: str, allowed: bool) -> None:
+    policy = EgressPolicy(allow=rules)
+    if allowed:
+        check_callback_url(url, policy)
+    else:
+        with pytest.raises(UrlRefused):
+            check_callback_url(url, policy)
+
+
+@pytest.mark.parametrize("host", ["", "*.", "a*b", "*.*.example", "a b", "http://a", "1.2.3.4.5"])
+def test_an_allow_rule_with_a_malformed_host_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="allow rule"):
+        AllowRule(host)
+
+
+def test_an_allow_rule_with_an_impossible_port_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a port"):
+        AllowRule("a", port=0)
+
+
+def test_a_destination_knows_whether_it_is_an_address() -> None:
+    named = Destination(scheme="https", host="example.com", port=443)
+    literal = Destination(scheme="https", host="2606:4700::1", port=443)
+    assert named.address is None
+    assert literal.address == ipaddress.ip_address("2606:4700::1")
