@@ -7,6 +7,7 @@ and again when it is dialled. `refused_address` judges an address when a connect
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from callbacks.deny_table import denied_range
@@ -23,6 +24,7 @@ __all__ = [
 
 # Judged on the raw text: `urlsplit` silently deletes CR, LF and TAB.
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?]*)([/?].*)?", re.IGNORECASE)
+_PRINTABLE = re.compile(r"[!-~]*")
 _NAME_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _IPV4_NUMBER = re.compile(r"0x([0-9a-f]+)|(0[0-7]*)|([1-9][0-9]*)")
 _ENDS_IN_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -134,7 +136,14 @@ def check_callback_url(raw: str, policy: EgressPolicy) -> Destination:
 
     Spec: SPEC.md#start-operation
     """
-    destination = _destination(raw)
+    scheme, authority = _scheme_and_authority(raw)
+    return _judged(scheme, authority, policy)
+
+
+@lru_cache(maxsize=4096)  # callers have many URLs, and few hosts in them
+def _judged(scheme: str, authority: str, policy: EgressPolicy) -> Destination:
+    host, port = _host_and_port(authority, _DEFAULT_PORTS[scheme])
+    destination = Destination(scheme=scheme, host=_normalised_host(host), port=port)
     if policy.allow:
         rules = [rule for rule in policy.allow if rule.matches(destination)]
         if not rules:
@@ -178,10 +187,10 @@ def _is_usual_port(port: int) -> bool:
     return port in {80, 443} or port >= _FIRST_UNPRIVILEGED_PORT
 
 
-def _destination(raw: str) -> Destination:
+def _scheme_and_authority(raw: str) -> tuple[str, str]:
     if len(raw) > CALLBACK_URL_BYTES:
         raise UrlRefused(f"callback URL: longer than {CALLBACK_URL_BYTES} bytes")
-    if not all("!" <= char <= "~" for char in raw):
+    if _PRINTABLE.fullmatch(raw) is None:
         raise UrlRefused(
             "callback URL: must be printable ASCII without spaces; percent-encode the rest"
         )
@@ -195,8 +204,7 @@ def _destination(raw: str) -> Destination:
     scheme, authority = match[1].lower(), match[2]
     if "@" in authority:
         raise UrlRefused("callback URL: must not hold a user name or password")
-    host, port = _host_and_port(authority, _DEFAULT_PORTS[scheme])
-    return Destination(scheme=scheme, host=_normalised_host(host), port=port)
+    return scheme, authority
 
 
 def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
 
 from nexusrpc import HandlerError, HandlerErrorType
-
-from nexus_spec import Headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,7 +38,7 @@ async def send_answer(send: Send, answer: Answer) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> bytes:
+async def read_body(receive: Receive, limit_bytes: int) -> bytes:
     """Read a request's body.
 
     Of a body over the limit the rest is read and thrown away, up to a bound: a connection that is
@@ -110,8 +109,6 @@ def query_values(scope: Scope) -> dict[str, list[str]]:
     Raises:
         HandlerError: BAD_REQUEST; the query is not percent-encoded UTF-8.
     """
-    from urllib.parse import parse_qs
-
     raw: bytes = scope.get("query_string", b"")
     if not raw:
         return {}

@@ -33,5 +33,5 @@ def main() -> None:
     try:
         app()
     except NexusError as error:
-        print(f"error: {error}", file=sys.stderr)
+        typer.echo(f"error: {error}", err=True)
         sys.exit(1)

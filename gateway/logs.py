@@ -46,7 +46,11 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        moment = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        moment = (
+            datetime.fromtimestamp(record.created, UTC)
+            .astimezone()
+            .strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        )
         fields = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
         level = record.levelname
         if self._colour and level in _COLOURS:

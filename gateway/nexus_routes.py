@@ -82,7 +82,7 @@ class NexusEndpoint:
             answer = await self._answer(scope, receive)
         except (ClientDisconnected, Disconnected):
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # every error becomes an answer
             answer = error_response(error)
         if scope["method"] == "HEAD":
             answer = Answer(answer.status, answer.headers)

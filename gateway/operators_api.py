@@ -26,7 +26,7 @@ from handlers.operation_store import (
 )
 from handlers.records import State
 from handlers.services import DEFAULT_ENDPOINT, HostedOperation
-from nexus_spec import Headers, operation_path
+from nexus_spec import operation_path
 from nexus_spec.limits import PAYLOAD_BYTES
 
 _MOST_LISTED = 1000
@@ -165,8 +165,7 @@ async def complete_operation(gateway: Gateway, request: Request) -> Answer:
     Body: `{"result": ...}`, or `{"state": "failed" | "canceled", "message": "..."}`.
     """
     token = request.path_params["token"]
-    headers = Headers.from_raw(request.scope["headers"])
-    document = _object(await read_body(request.receive, headers, PAYLOAD_BYTES))
+    document = _object(await read_body(request.receive, PAYLOAD_BYTES))
     engine = gateway.parts.engine
     match document:
         case {"result": result, **rest} if not rest:

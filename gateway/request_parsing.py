@@ -1,9 +1,8 @@
-"""From an HTTP request to a `StartRequest`: every rule and limit of the wire, checked at the door."""
+"""From an HTTP request to a `StartRequest`: every rule and limit of the wire, at the door."""
 
 import re
 import uuid
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TypeVar
 
 from nexusrpc import Link
@@ -79,7 +78,7 @@ async def read_start(
 
     Spec: SPEC.md#start-operation
     """
-    body = await read_body(receive, headers, PAYLOAD_BYTES)
+    body = await read_body(receive, PAYLOAD_BYTES)
     request_timeout = read_request_timeout(headers)
     operation_timeout = None
     if (value := headers.get(names.OPERATION_TIMEOUT)) is not None:
@@ -210,7 +209,7 @@ def _callback(scope: Scope, headers: Headers, policy: EgressPolicy) -> Registrat
     url = values[0]
     if len(url) > CALLBACK_URL_BYTES:
         raise bad_request(f"the callback URL is over the limit of {CALLBACK_URL_BYTES} bytes")
-    destination = _destination_of(url, policy)
+    destination = check_callback_url(url, policy).name
     sent = callback_headers(headers)
     size = sum(map(len, sent)) + sum(map(len, sent.values()))
     if size > CALLBACK_HEADER_BYTES:
@@ -220,12 +219,6 @@ def _callback(scope: Scope, headers: Headers, policy: EgressPolicy) -> Registrat
         )
     check_callback_headers(sent)
     return Registration(url, destination, sent)
-
-
-@lru_cache(maxsize=4096)
-def _destination_of(url: str, policy: EgressPolicy) -> str:
-    # Most callers give one callback URL with all their operations.
-    return check_callback_url(url, policy).name
 
 
 def _request_id(headers: Headers) -> str:

@@ -60,12 +60,12 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         async with self._app.router.lifespan_context(self._app):
-            serving = asyncio.create_task(super().serve(sockets=[self._listener]))
-            while not self.started and not serving.done():
-                await asyncio.sleep(0.001)
-            if self.started:
-                _announce(self._listener)
-            await serving
+            await self.serve(sockets=[self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            _announce(self._listener)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -118,4 +118,5 @@ def _listen(host: str, port: int) -> socket.socket:
 def _announce(listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"listening on http://{shown}:{port}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"listening on http://{shown}:{port}\n")
+    sys.stderr.flush()

@@ -203,21 +203,10 @@ class DurableRunner:
         except _InputUnreadable as unreadable:
             await self._pause(operation, str(unreadable))
             raise LeftMemory from unreadable
-        except OperationError as error:
+        except Exception as error:  # noqa: BLE001  # a handler may raise anything
             if execution.interrupt_reason is Reason.DEADLINE:
                 return failed(TIMED_OUT, detail=_trace())
-            return ended_by(error)
-        except StepError as error:
-            times = "once" if error.attempts == 1 else f"{error.attempts} times"
-            return failed(f"step {error.step!r} failed {times}", detail=_trace())
-        except Exception as error:
-            if isinstance(error, HandlerError) and not is_retryable(error):
-                wrapper = OperationError(error.message, state=OperationErrorState.FAILED)
-                wrapper.__cause__ = error
-                return ended_by(wrapper)
-            if execution.interrupt_reason is Reason.DEADLINE:
-                return failed(TIMED_OUT, detail=_trace())
-            return await self._count_failure(operation)
+            return _ended_by_handler(error) or await self._count_failure(operation)
         if execution.left:
             raise LeftMemory
         if execution.interrupt_reason is Reason.DEADLINE:
@@ -355,6 +344,22 @@ class _InputUnreadable(Exception):
 def _labels(operation: LiveOperation) -> tuple[str, str, str]:
     hosted = operation.hosted
     return hosted.endpoint, hosted.service, hosted.operation
+
+
+def _ended_by_handler(error: Exception) -> Ended | None:
+    """Return the end that an exception of a handler means; None where the handler runs again."""
+    match error:
+        case OperationError():
+            return ended_by(error)
+        case StepError():
+            times = "once" if error.attempts == 1 else f"{error.attempts} times"
+            return failed(f"step {error.step!r} failed {times}", detail=_trace())
+        case HandlerError() if not is_retryable(error):
+            wrapper = OperationError(error.message, state=OperationErrorState.FAILED)
+            wrapper.__cause__ = error
+            return ended_by(wrapper)
+        case _:
+            return None
 
 
 def _trace() -> str:

@@ -250,7 +250,7 @@ class Execution:
                 if self.closed:
                     raise LeftMemory from None
                 raise
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001  # a step may raise anything
                 if cancelled or not retry.retries(failure, attempt):
                     error = _error_to_json(failure, attempt)
                     break

@@ -196,7 +196,7 @@ def _resume(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, A
     while True:
         try:
             sent = yield waiting
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # handed on to the coroutine
             step = partial(coroutine.throw, error)
         else:
             step = partial(coroutine.send, sent)

@@ -1,4 +1,4 @@
-"""The tables of the engine: operations and their journals. Times are milliseconds since 1970, UTC."""
+"""The tables of the engine: operations and journals. Times are milliseconds since 1970, UTC."""
 
 from enum import StrEnum
 

@@ -34,8 +34,8 @@ async def persist(database: Writer, write: Write[T]) -> T:
             return answer
         except DatabaseClosed:
             raise
-        except Exception as error:
-            logger.error(
+        except Exception as error:  # noqa: BLE001  # whatever the driver raises
+            logger.warning(
                 "the database refuses a write; trying again",
                 extra={"write": type(write).__name__, "error": repr(error)},
             )

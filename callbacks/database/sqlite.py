@@ -98,7 +98,7 @@ class SqliteDatabase:
         except sqlite3.OperationalError as error:
             # Locked, full or failing disk: no write would fare better alone.
             return [error] * len(writes)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # each write is told its own
             if len(writes) == 1:
                 return [error]
         # One write that cannot be done must not take the others with it.
@@ -106,7 +106,7 @@ class SqliteDatabase:
         for write in writes:
             try:
                 answers += self._commit_together([write])
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # each write is told its own
                 answers.append(error)
         return answers
 

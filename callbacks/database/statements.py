@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
 from sqlmodel import SQLModel
 
@@ -35,6 +36,7 @@ class Statement:
         # Times are stored as integers (milliseconds since 1970, UTC) and documents as text or
         # bytes, so that parameters and rows need no conversion on the way.
         compiled = clause.compile(dialect=_DIALECT)
+        assert isinstance(compiled, SQLCompiler)
         # What is fixed becomes part of the text: no parameter to hand over each time, and SQLite
         # sees where a partial index covers the query.
         fixed = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}

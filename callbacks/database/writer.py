@@ -64,7 +64,7 @@ class GroupCommit:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
         try:
             answers = self._commit([write for write, _ in batch])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # each write is told
             answers = [error] * len(batch)
         self.batches += 1
         self.writes += len(batch)

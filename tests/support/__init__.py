@@ -1,0 +1,1 @@
+"""What tests over real sockets share: a gateway, a raw client, a recording callback receiver."""
