@@ -46,16 +46,13 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        moment = (
-            datetime.fromtimestamp(record.created, UTC)
-            .astimezone()
-            .strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        )
+        moment = datetime.fromtimestamp(record.created, UTC).astimezone()
+        clock = moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
         fields = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
         level = record.levelname
         if self._colour and level in _COLOURS:
             level = f"{_COLOURS[level]}{level}\033[0m"
-        line = f"{moment} {level} {record.getMessage()}{fields}"
+        line = f"{clock} {level} {record.getMessage()}{fields}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

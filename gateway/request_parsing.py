@@ -144,7 +144,7 @@ def read_token(scope: Scope, headers: Headers, address: OperationAddress) -> str
     try:
         check_token(token)
     except InvalidWireValue as error:
-        raise bad_request(str(error)) from error
+        raise bad_request(str(error)) from None
     return token
 
 
@@ -247,4 +247,4 @@ def _header_value(parse: Callable[[V], T], name: str, value: V) -> T:
     try:
         return parse(value)
     except InvalidWireValue as error:
-        raise bad_request(f"{name}: {error}") from error
+        raise bad_request(f"{name}: {error}") from None

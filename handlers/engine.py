@@ -293,7 +293,7 @@ class Engine:
                     ),
                 )
             except ValueError as error:
-                raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST) from error
+                raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST) from None
             if deliveries is not None:
                 self._deliveries.submit(deliveries)
                 return

@@ -54,7 +54,7 @@ class Hosting:
                 Content(headers=request.content_headers, data=request.body), hosted.input_type
             )
         except InvalidWireValue as error:
-            raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST) from error
+            raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST) from None
 
     async def start(
         self, hosted: HostedOperation, request: StartRequest, value: Any

@@ -22,7 +22,9 @@ class GroupCommit:
     """
 
     def __init__(self, commit: Commit, *, most: int = 256) -> None:
-        """Take `commit`, which returns a result or an exception for each write, and the largest
+        """Make a queue.
+
+        Take `commit`, which returns a result or an exception for each write, and the largest
         number of writes in one transaction.
         """
         self._commit = commit

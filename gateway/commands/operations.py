@@ -1,6 +1,7 @@
 """`operations list|show|cancel|resume`: a gateway's operations, asked over its HTTP API."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 import httpx
@@ -55,16 +56,20 @@ def list_operations(
     if as_json:
         typer.echo(json.dumps(document))
         return
-    table = Table("token", "operation", "state", "started", "progress", box=None)
+    table = Table(box=None)
+    # A token that is cut short is of no use to anybody.
+    table.add_column("token", no_wrap=True, min_width=36)
+    for name in ("operation", "state", "started", "progress"):
+        table.add_column(name, no_wrap=True)
     for row in document["operations"]:
         table.add_row(
             row["token"],
             f"{row['service']}/{row['operation']}",
             row["state"],
-            row["created_at"],
+            _short(row["created_at"]),
             _progress(row["progress"]),
         )
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -76,7 +81,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(document))
         return
-    console = Console()
+    console = _console()
     steps, deliveries = document.pop("steps"), document.pop("deliveries")
     for name, value in document.items():
         if value is not None and value != "":
@@ -126,6 +131,15 @@ def request_api(
         raise ApiCallFailed(f"{url} answered {response.status_code}: is it a gateway?") from None
     refused = error_of_failure(failure, status=response.status_code)
     raise ApiCallFailed(f"{refused.message} ({response.status_code})")
+
+
+def _console() -> Console:
+    # A pipe has no width of its own, and what reads it wants whole lines.
+    return Console() if sys.stdout.isatty() else Console(width=240)
+
+
+def _short(moment: str) -> str:
+    return moment[:19].replace("T", " ")
 
 
 def _progress(progress: dict[str, Any] | None) -> str:
