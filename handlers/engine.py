@@ -11,7 +11,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from nexusrpc import Content, HandlerError, HandlerErrorType, OperationErrorState
+from nexusrpc import (
+    Content,
+    HandlerError,
+    HandlerErrorType,
+    OperationError,
+    OperationErrorState,
+)
 from nexusrpc.handler import OperationHandlerMiddleware, StartOperationResultSync
 
 from callbacks.database import SqliteDatabase, persist
@@ -244,7 +250,9 @@ class Engine:
             if hosted.kind is Kind.CUSTOM:
                 stored = await self._load(token)
                 return await self._custom.start(hosted, request, stored, value)
-            return await self._wait(token, request.wait_seconds, ())
+            if not request.wait_seconds:
+                return Started(token)
+            return await self._outcome(token, request.wait_seconds)
         return await self._replay(hosted, request, known, values["input_hash"], value)
 
     def _launch(
@@ -273,8 +281,7 @@ class Engine:
             return outcome(ended_of(known), links_from_json(known.handler_links))
         if hosted.kind is Kind.CUSTOM and known.handler_token is None:
             return await self._custom.start(hosted, request, known, value)
-        links = links_from_json(known.handler_links)
-        return await self._wait(known.token, request.wait_seconds, links)
+        return await self._outcome(known.token, request.wait_seconds)
 
     async def _add_callback(self, request: StartRequest, known: StoredOperation) -> None:
         assert request.callback is not None
@@ -330,7 +337,7 @@ class Engine:
             OperationError: The operation failed or was canceled.
         """
         await self._authorized(key, token)
-        answer = await self._wait(token, wait_seconds, ())
+        answer = await self._outcome(token, wait_seconds)
         return answer if isinstance(answer, Succeeded) else None
 
     async def state(self, key: OperationKey, token: str) -> OperationState:
@@ -342,25 +349,22 @@ class Engine:
         stored = await self._authorized(key, token)
         return OperationState(stored.state.value if stored.state.ended else "running")
 
-    async def _wait(self, token: str, seconds: float, links: tuple[Any, ...]) -> Outcome:
-        if seconds > 0:
-            waiter = self._endings.will_end(token)
-            try:
-                # Registered first and read second: an end between the two is not missed.
-                stored = await self._load(token)
-                if not stored.state.ended:
-                    async with asyncio.timeout(seconds):
-                        await waiter
-            except TimeoutError:
-                pass
-            finally:
-                self._endings.no_longer_waits(token, waiter)
-        elif seconds == 0 and not links:
-            return Started(token, links)
+    async def _outcome(self, token: str, wait_seconds: float) -> Outcome:
+        """Return how an operation ended, or that it runs, after waiting so long for its end."""
+        if wait_seconds > 0:
+            await self._until_end(token, wait_seconds)
         stored = await self._load(token)
-        if stored.state.ended:
-            return outcome(ended_of(stored), links_from_json(stored.handler_links))
-        return Started(token, links_from_json(stored.handler_links))
+        links = links_from_json(stored.handler_links)
+        return outcome(ended_of(stored), links) if stored.state.ended else Started(token, links)
+
+    async def _until_end(self, token: str, seconds: float) -> None:
+        waiter = self._endings.will_end(token)
+        try:
+            # Registered first and read second: an end between the two is not missed.
+            if not (await self._load(token)).state.ended:
+                await asyncio.wait([waiter], timeout=seconds)
+        finally:
+            self._endings.no_longer_waits(token, waiter)
 
     async def _load(self, token: str) -> StoredOperation:
         rows = await self._database.fetch(LOAD, {"token": token})
@@ -447,8 +451,6 @@ class Engine:
         return await self._end_with_error(token, message, OperationErrorState.CANCELED)
 
     async def _end_with_error(self, token: str, message: str, state: OperationErrorState) -> bool:
-        from nexusrpc import OperationError
-
         return await self._custom.complete(token, ended_by(OperationError(message, state=state)))
 
     async def cancel_by_operator(self, token: str) -> StoredOperation:

@@ -1,31 +1,59 @@
 """How the arguments and results of steps are written to the journal and read back."""
 
+import base64
 import hashlib
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, get_type_hints
+from weakref import WeakKeyDictionary
 
 from pydantic import TypeAdapter
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+from pydantic_core import (
+    PydanticSerializationError,
+    SchemaSerializer,
+    core_schema,
+    to_json,
+    to_jsonable_python,
+)
 
 from handlers.errors import StepArgumentsInvalid
 
+_UNENCODABLE = (PydanticSerializationError, ValueError, TypeError, RecursionError)
+_plain = SchemaSerializer(core_schema.any_schema())
 
-def encode(value: Any) -> bytes:
-    """Return a step's result as JSON.
+# Weak: a function that a handler defines inside itself holds all that the handler knows.
+_result_types: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def encode(value: Any, as_type: Any = Any) -> bytes:
+    """Return a step's result as JSON; bytes, where declared as just that, in base64.
 
     Raises:
         StepArgumentsInvalid: It holds something that JSON cannot.
     """
+    if inspect.iscoroutine(value):
+        value.close()
+        raise StepArgumentsInvalid(
+            "a step's function returned a coroutine: make it `async def`, and await within"
+        )
     try:
+        if as_type is bytes and isinstance(value, bytes):
+            return to_json(base64.b64encode(value).decode())
         return to_json(value)
-    except (PydanticSerializationError, UnicodeDecodeError, ValueError) as error:
+    except _UNENCODABLE as error:
         raise StepArgumentsInvalid(f"a step's result cannot be recorded: {error}") from error
 
 
 def decode(data: bytes, as_type: Any) -> Any:
-    """Return the value that `encode` wrote, as the type that the step's function declares."""
+    """Return the value that `encode` wrote, as the type that the step's function declares.
+
+    Raises:
+        ValueError: It does not fit the type.
+    """
+    if as_type is bytes:
+        return base64.b64decode(json.loads(data), validate=True)
     return _adapter(as_type).validate_json(data)
 
 
@@ -36,26 +64,61 @@ def hash_arguments(args: tuple[Any, ...]) -> bytes:
         StepArgumentsInvalid: They hold something that JSON cannot.
     """
     try:
-        text = json.dumps(to_jsonable_python(args), sort_keys=True, separators=(",", ":"))
-    except (PydanticSerializationError, UnicodeDecodeError, ValueError, TypeError) as error:
+        text = _canonical(_plain.to_python(args))
+    except _UNENCODABLE as error:
         raise StepArgumentsInvalid(
             f"the arguments of a step must be JSON-serializable values: {error}"
         ) from error
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-@lru_cache(maxsize=4096)
 def result_type(function: Callable[..., Any]) -> Any:
     """Return the declared result of a step's function; Any where it declares none.
 
     A step without a declared result gives plain JSON values, the first time as on replay.
     """
+    function = getattr(function, "__func__", function)  # a bound method is made anew each time
+    try:
+        declared = _result_types.get(function)
+    except TypeError:  # neither hashable nor weakly referable: nothing to remember it by
+        return _declared_result(function)
+    if declared is None:
+        declared = _result_types[function] = _declared_result(function)
+    return declared
+
+
+def _declared_result(function: Callable[..., Any]) -> Any:
     try:
         return get_type_hints(function).get("return", Any)
     except (TypeError, NameError, AttributeError):
         return Any
 
 
-@lru_cache(maxsize=1024)
+def _canonical(value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_jsonable)
+    except TypeError:
+        # Dates, UUIDs and the like as keys, which only pydantic turns into text.
+        plain = to_jsonable_python(value, bytes_mode="base64")
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        # Sets are in another order in the next process.
+        return sorted(_canonical(item) for item in value)
+    if isinstance(value, Iterator):
+        raise TypeError("an iterator can be read only once; give a list")
+    return to_jsonable_python(value, bytes_mode="base64")
+
+
 def _adapter(as_type: Any) -> TypeAdapter[Any]:
+    try:
+        return _cached_adapter(as_type)
+    except TypeError:  # Annotated with unhashable metadata cannot be a key of the cache
+        return TypeAdapter(as_type)
+
+
+@lru_cache(maxsize=1024)
+def _cached_adapter(as_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(as_type)
