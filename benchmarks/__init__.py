@@ -1,0 +1,1 @@
+"""The gateway beside its floors: `python -m benchmarks.run`, figures in RESULTS.md."""

@@ -5,17 +5,18 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from callbacks.database import DatabaseClosed, SqliteDatabase, persist
 from callbacks.errors import CallbackError
-from callbacks.outbox import Attempt, ClaimDue, Close, Delivery, RecoverInFlight, Retry
+from callbacks.outbox import Attempt, ClaimDue, Close, Delivery, GiveBack, RecoverInFlight, Retry
 from callbacks.records import CallbackState
 from callbacks.retry_schedule import Decision, RetryPolicy, Verdict, judge
-from clients.errors import ClientError
+from clients.errors import ClientError, UnknownOutcome
 from clients.sender import Sender, SentResponse
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ AroundAttempt = Callable[[Delivery, Post], Awaitable[Outcome]]
 _CLAIM_AT_MOST = 256
 _EXCERPT_CHARACTERS = 500
 _IDLE_SECONDS = 60.0
+_STOP_SECONDS = 1.0
+_NEVER_MS = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,7 @@ class DeliveryService:
         self._wake = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
         self._closing = False
+        self._looks_again_at = _NEVER_MS  # milliseconds since 1970
         self.stats = DeliveryStats()
         self.max_age_ms = round(self._settings.retry.max_age.total_seconds() * 1000)
 
@@ -118,11 +122,20 @@ class DeliveryService:
         """Stop; attempts under way may end, the others wait in the database."""
         self._closing = True
         if self._poller is not None:
-            self._poller.cancel()
+            # Not cancelled: what it is claiming right now would be claimed by nobody.
+            self._wake.set()
+            await asyncio.wait([self._poller])
+        for destination in self._destinations.values():
+            self._held -= len(destination.queue)
+            self._give_back(destination.queue)
+            destination.queue.clear()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=drain_seconds)
-        for task in self._tasks:
+        left = list(self._tasks)
+        for task in left:
             task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_STOP_SECONDS)
         await self._sender.aclose()
 
     # ------------------------------------------------------------ in
@@ -133,6 +146,9 @@ class DeliveryService:
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Send completions that were claimed in the database for this process."""
+        if self._closing:
+            self._give_back(deliveries)
+            return
         for delivery in deliveries:
             destination = self._destinations.get(delivery.destination)
             if destination is None:
@@ -175,13 +191,31 @@ class DeliveryService:
             elif destination.active == 0:
                 self._destinations.pop(delivery.destination, None)
 
+    def _give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Let what was claimed and not begun be sent by the next process."""
+        for delivery in deliveries:
+            try:
+                write = self._database.write(GiveBack(delivery.id, self._now()))
+            except DatabaseClosed:
+                return  # sent again after the restart all the same
+            write.add_done_callback(self._given_back)
+
+    def _given_back(self, written: "asyncio.Future[None]") -> None:
+        if not written.cancelled() and (error := written.exception()) is not None:
+            logger.error("cannot give a delivery back", extra={"error": repr(error)})
+
     async def _attempt(self, delivery: Delivery) -> None:
         started_at = self._now()
         began = time.perf_counter()
-        if self._around_attempt is None:
-            outcome = await self._post(delivery, delivery.headers)
-        else:
-            outcome = await self._around_attempt(delivery, self._post)
+        try:
+            if self._around_attempt is None:
+                outcome = await self._post(delivery, delivery.headers)
+            else:
+                outcome = await self._around_attempt(delivery, self._post)
+        except Exception as error:
+            # Tried again like any other failure: a row must never be left in flight by nobody.
+            logger.exception("delivery broke", extra={"token": delivery.token})
+            outcome = UnknownOutcome(f"the attempt broke: {type(error).__name__}")
         seconds = time.perf_counter() - began
         self.stats.attempts += 1
         if self._observe is not None:
@@ -194,7 +228,7 @@ class DeliveryService:
             # The common case leaves no attempt row, and nobody waits for the write.
             self.stats.delivered += 1
             write = Close(delivery.id, CallbackState.DELIVERED, self._now(), None)
-            self._database.write(write).add_done_callback(self._written)
+            self._database.write(write).add_done_callback(partial(self._written, write))
             return
         verdict = judge(
             outcome,
@@ -246,27 +280,38 @@ class DeliveryService:
             "completion not delivered, will be retried",
             extra={**context, "retry_in_seconds": round(wait.total_seconds(), 1)},
         )
+        next_at = now + round(wait.total_seconds() * 1000)
         await persist(
             self._database,
             Retry(
                 delivery.id,
-                now + round(wait.total_seconds() * 1000),
+                next_at,
                 delivery.outcome_unknown or verdict.outcome_unknown,
                 attempt,
             ),
         )
-        self._loop.call_later(max(0.0, wait.total_seconds()), self._wake.set)
+        if next_at < self._looks_again_at:
+            self._wake.set()
 
-    def _written(self, written: "asyncio.Future[None]") -> None:
-        if not written.cancelled() and (error := written.exception()) is not None:
-            # It stays in flight and is repeated after a restart: at least once.
-            logger.error("cannot record a delivery", extra={"error": repr(error)})
+    def _written(self, write: Close, written: "asyncio.Future[None]") -> None:
+        if written.cancelled() or written.exception() is None:
+            return
+        task = self._loop.create_task(self._write_again(write))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write_again(self, write: Close) -> None:
+        try:
+            await persist(self._database, write)
+        except DatabaseClosed:
+            pass  # it stays in flight and is repeated after a restart: at least once
 
     # ------------------------------------------------------------ what is due
 
     async def _poll(self) -> None:
-        while True:
-            wait_seconds = _IDLE_SECONDS
+        while not self._closing:
+            # Until this look is done, whatever becomes due later asks for another one.
+            self._looks_again_at = _NEVER_MS
             try:
                 wait_seconds = await self._claim_due()
             except DatabaseClosed:
@@ -274,6 +319,7 @@ class DeliveryService:
             except Exception:
                 logger.exception("cannot look for due deliveries")
                 wait_seconds = 1.0
+            self._looks_again_at = self._now() + round(wait_seconds * 1000)
             try:
                 async with asyncio.timeout(wait_seconds):
                     await self._wake.wait()

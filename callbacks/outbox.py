@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
 from callbacks.database import Row, Statement, Transaction, table_of
 from callbacks.records import CallbackRecord, CallbackState, DeliveryAttemptRecord
@@ -209,10 +210,22 @@ _RETRY = Statement(
         outcome_unknown=_bind("new_unknown"),
     )
 )
+_GIVE_BACK = Statement(
+    sa.update(_callback)
+    .where(_callback.c.id == _bind("row_id"))
+    .values(
+        state=CallbackState.DUE.value,
+        attempt=_callback.c.attempt - 1,
+        next_at=_bind("now"),
+    )
+)
 _ADD_ATTEMPT = Statement(
-    sa.insert(_attempt).values(
+    insert_or_ignore(_attempt)
+    .values(
         {column: _bind(column) for column in _attempt.columns.keys()}  # noqa: SIM118  # no Mapping
     )
+    # A commit that failed may have been one all the same, and is then tried again.
+    .on_conflict_do_nothing()
 )
 # The busy destinations travel as one JSON parameter: an IN list would be compiled anew each time.
 _busy = sa.func.json_each(_bind("busy")).table_valued("value")
@@ -309,6 +322,18 @@ class ClaimDue:
             tx.execute(_CLAIM, {"row_id": delivery.id, "new_attempt": delivery.attempt})
             claimed.append(delivery)
         return claimed, tx.fetch(_NEXT_DUE, {"busy": busy})[0][0]
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Set a delivery due again that was claimed and never begun."""
+
+    id: int
+    now: int
+
+    def apply(self, tx: Transaction) -> None:
+        """Take the claim back, as if it had not been made: the outcome is not unknown."""
+        tx.execute(_GIVE_BACK, {"row_id": self.id, "now": self.now})
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,33 @@ _LIST = Statement(
         _keys.c.id, _keys.c.principal, _keys.c.role, _keys.c.created_at, _keys.c.revoked_at
     ).order_by(_keys.c.created_at)
 )
+_ANY_VALID = Statement(sa.select(_keys.c.id).where(_keys.c.revoked_at.is_(None)).limit(1))
 _REVOKE = Statement(
     sa.update(_keys)
     .where(_keys.c.id == sa.bindparam("key_id"), _keys.c.revoked_at.is_(None))
     .values(revoked_at=sa.bindparam("now"))
 )
+
+
+def has_valid_key(path: Path) -> bool:
+    """Whether a database has a key that is not revoked; it is neither made nor changed.
+
+    Raises:
+        DatabaseError: The file is no SQLite database, or cannot be read.
+    """
+    if not path.exists():
+        return False
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            if (_keys.name,) not in tables.fetchall():
+                return False
+            return connection.execute(_ANY_VALID.sql).fetchone() is not None
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise DatabaseError(f"cannot open the SQLite database {path}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

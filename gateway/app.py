@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from gateway.routes import all_routes
 from gateway.runtime import Gateway, registry
 from gateway.settings import Settings, read_settings
+from gateway.telemetry import Telemetry
 from nexus_spec import PayloadSerializer
 
 
@@ -24,6 +25,7 @@ def create_app(
     settings: Settings | None = None,
     serializer: PayloadSerializer | None = None,
     middleware: Sequence[OperationHandlerMiddleware] = (),
+    telemetry: Telemetry | None = None,
 ) -> Starlette:
     """Return the gateway as an ASGI app, for any ASGI server with lifespan support.
 
@@ -39,6 +41,7 @@ def create_app(
         settings: All settings at once; the options above are then not looked at.
         serializer: Reads inputs and writes results; JSON through pydantic by default.
         middleware: nexusrpc middleware around inline and custom operation handlers.
+        telemetry: Where spans go, closed with the app; by default what the environment says.
 
     Raises:
         InvalidService: Something given as a service cannot be served.
@@ -59,6 +62,7 @@ def create_app(
         registry(services, endpoints),
         serializer=serializer or PayloadSerializer(),
         middleware=middleware,
+        telemetry=telemetry,
     )
 
     @asynccontextmanager

@@ -28,14 +28,18 @@ class Answer:
     body: bytes = b""
 
 
-async def send_answer(send: Send, answer: Answer) -> None:
-    """Send a response."""
+async def send_answer(send: Send, answer: Answer, method: str = "GET") -> None:
+    """Send a response; to HEAD without its body, whose length is told all the same.
+
+    Spec: RFC 9110, section 9.3.2
+    """
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers
     ]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    body = b"" if method == "HEAD" else answer.body
+    await send({"type": "http.response.body", "body": body})
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 it could not be done, and standard error says why; 2 it wa
 """
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -28,10 +29,15 @@ _database.command("migrate")(serving.migrate_database)
 app.add_typer(_database, name="database")
 
 
-def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error, not a traceback."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line on standard error, not a traceback.
+
+    Args:
+        arguments: The words after the command's name; by default those of the process.
+    """
     try:
-        app()
+        app(args=arguments)
     except NexusError as error:
-        typer.echo(f"error: {error}", err=True)
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
         sys.exit(1)

@@ -9,7 +9,18 @@ from handlers.tracing import current_trace_id
 
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _COLOURS = {"WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
-_LOGGER_NAMES = ("gateway", "handlers", "callbacks", "clients")
+# Libraries that tell at info level what only their own developers want to know. Everything else,
+# the services that are served included, logs at the level that was asked for.
+_QUIET = (
+    "aiohttp",
+    "alembic",
+    "asyncio",
+    "httpcore",
+    "httpx",
+    "opentelemetry",
+    "sqlalchemy",
+    "uvicorn",
+)
 
 
 def set_up_logs(log_format: str, level: str) -> None:
@@ -25,9 +36,9 @@ def set_up_logs(log_format: str, level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    for name in _LOGGER_NAMES:
-        logging.getLogger(name).setLevel(level.upper())
+    root.setLevel(level.upper())
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

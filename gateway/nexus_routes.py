@@ -1,8 +1,8 @@
 """The Nexus endpoints: start, cancel, and the extensions for result and info."""
 
+import re
 from urllib.parse import unquote_to_bytes
 
-from nexusrpc import HandlerError, HandlerErrorType
 from starlette.datastructures import URLPath
 from starlette.routing import BaseRoute, Match, NoMatchFound
 
@@ -33,6 +33,7 @@ from nexus_spec import (
 _DEFAULT_PREFIX = b"/services"
 _NAMED_PREFIX = b"/nexus/endpoints/"
 _SERVICES = b"/services"
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class NexusRoute(BaseRoute):
@@ -84,9 +85,7 @@ class NexusEndpoint:
             return
         except Exception as error:  # noqa: BLE001  # every error becomes an answer
             answer = error_response(error)
-        if scope["method"] == "HEAD":
-            answer = Answer(answer.status, answer.headers)
-        await send_answer(send, answer)
+        await send_answer(send, answer, scope["method"])
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         headers = Headers.from_raw(scope["headers"])
@@ -180,12 +179,12 @@ def _key(principal: Principal, endpoint: str, address: OperationAddress) -> Oper
 def _endpoint_name(raw: bytes) -> str:
     if raw == b"default":
         return DEFAULT_ENDPOINT
+    if _BROKEN_ESCAPE.search(raw) is not None:
+        raise bad_request("the endpoint's name has a % that is not followed by two hex digits")
     try:
         return unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
-        raise HandlerError(
-            "the endpoint's name is not UTF-8", type=HandlerErrorType.BAD_REQUEST
-        ) from None
+        raise bad_request("the endpoint's name is not UTF-8") from None
 
 
 def _result(outcome: Succeeded) -> Answer:

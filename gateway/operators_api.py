@@ -26,7 +26,8 @@ from handlers.operation_store import (
 )
 from handlers.records import State
 from handlers.services import DEFAULT_ENDPOINT, HostedOperation
-from nexus_spec import operation_path
+from nexus_spec import InvalidWireValue, operation_path
+from nexus_spec.json_text import parse_json
 from nexus_spec.limits import PAYLOAD_BYTES
 
 _MOST_LISTED = 1000
@@ -171,12 +172,12 @@ async def complete_operation(gateway: Gateway, request: Request) -> Answer:
         case {"result": result, **rest} if not rest:
             content = Content(headers={}, data=b"")
             if result is not None:
-                data = json.dumps(result, ensure_ascii=False).encode("utf-8", "replace")
+                data = json.dumps(result, ensure_ascii=False).encode()
                 content = Content(headers={"content-type": "application/json"}, data=data)
             ended = await engine.complete(token, content)
-        case {"state": "failed", "message": str(message)}:
+        case {"state": "failed", "message": str(message), **rest} if not rest:
             ended = await engine.fail(token, message)
-        case {"state": "canceled", "message": str(message)}:
+        case {"state": "canceled", "message": str(message), **rest} if not rest:
             ended = await engine.complete_canceled(token, message)
         case _:
             raise bad_request(
@@ -222,8 +223,8 @@ def _step(entry: JournalEntry) -> dict[str, Any]:
 def _value(data: bytes, headers: str) -> dict[str, Any]:
     content_type = json.loads(headers).get("content-type")
     try:
-        return {"content_type": content_type, "json": json.loads(data) if data else None}
-    except ValueError:
+        return {"content_type": content_type, "json": parse_json(data, "it") if data else None}
+    except InvalidWireValue:
         return {"content_type": content_type, "base64": base64.b64encode(data).decode()}
 
 
@@ -235,10 +236,7 @@ def _moment(ms: int | None) -> str | None:
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise bad_request("the body is not valid JSON") from error
+    document = parse_json(body, "the body")
     if not isinstance(document, dict):
         raise bad_request("the body is not a JSON object")
     return document

@@ -201,8 +201,6 @@ def own_headers(headers: Headers) -> dict[str, str]:
 
 
 def _callback(scope: Scope, headers: Headers, policy: EgressPolicy) -> Registration | None:
-    if b"callback" not in scope.get("query_string", b""):
-        return None
     values = query_values(scope).get("callback")
     if not values or not values[0]:
         return None

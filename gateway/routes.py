@@ -132,9 +132,7 @@ class _View:
             return
         except Exception as error:  # noqa: BLE001  # every error becomes an answer
             answer = error_response(error)
-        if scope["method"] == "HEAD":
-            answer = Answer(answer.status, answer.headers)
-        await send_answer(send, answer)
+        await send_answer(send, answer, scope["method"])
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         if self._role is not None:

@@ -1,5 +1,6 @@
 """The parts of a running gateway, and what handlers and programs may ask of it."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from gateway.schema import migrate
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 from handlers.engine import Engine
-from handlers.services import ServiceRegistry
+from handlers.services import InvalidService, ServiceRegistry
 from handlers.stats import Histogram
-from nexus_spec import PayloadSerializer
+from nexus_spec import InvalidWireValue, PayloadSerializer, check_name
 
 _PING = Statement(sa.select(sa.literal(1)))
 
@@ -38,11 +39,13 @@ class Gateway:
         *,
         serializer: PayloadSerializer,
         middleware: Sequence[OperationHandlerMiddleware],
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.settings = settings
         self.services = services
         self._serializer = serializer
         self._middleware = middleware
+        self._telemetry = telemetry
         self._parts: _Parts | None = None
         self.draining = False
 
@@ -53,8 +56,20 @@ class Gateway:
             DatabaseError: The database cannot be used; the message says what to do.
         """
         path = sqlite_path(self.settings.database)
-        self._parts = _Parts(self.settings, self.services, path, self._serializer, self._middleware)
-        await self._parts.open()
+        self._parts = _Parts(
+            self.settings,
+            self.services,
+            path,
+            self._serializer,
+            self._middleware,
+            self._telemetry or Telemetry(),
+        )
+        self.draining = False
+        try:
+            await self._parts.open()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Drain and close: running steps may end, the rest continues with the next process."""
@@ -113,8 +128,9 @@ class _Parts:
         path: Path,
         serializer: PayloadSerializer,
         middleware: Sequence[OperationHandlerMiddleware],
+        telemetry: Telemetry,
     ) -> None:
-        self.telemetry = Telemetry()
+        self.telemetry = telemetry
         self.database = SqliteDatabase(path)
         try:
             migrate(path)
@@ -155,10 +171,13 @@ class _Parts:
         await self.database.fetch(_PING, {})
 
     async def close(self, drain_seconds: float) -> None:
-        await self.engine.close(drain_seconds)
-        await self.delivery.close(drain_seconds)
-        self.database.close()
-        self.telemetry.close()
+        try:
+            await self.engine.close(drain_seconds)
+            await self.delivery.close(drain_seconds)
+        finally:
+            self.database.close()
+            # It blocks while a collector does not answer.
+            await asyncio.to_thread(self.telemetry.close)
 
 
 def registry(
@@ -170,4 +189,9 @@ def registry(
         InvalidService: Something cannot be served.
     """
     named = dict(endpoints or {})
+    for name in named:
+        try:
+            check_name(name, "endpoint")
+        except InvalidWireValue as error:
+            raise InvalidService(f"endpoint {name!r} cannot be served: {error}") from error
     return ServiceRegistry({"default": [*services, *named.pop("default", ())], **named})

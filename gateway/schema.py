@@ -19,7 +19,10 @@ def migrate(path: Path) -> str:
     Raises:
         DatabaseError: The file is of a newer version of the gateway, or cannot be migrated.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(f"cannot make the folder {path.parent}: {error.strerror}") from error
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
@@ -41,7 +44,9 @@ def migrate(path: Path) -> str:
             alembic.command.upgrade(config, "head")
             connection.commit()
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseError(f"cannot migrate {path}: {error}") from error
+        # SQLAlchemy's own text has the statement and links to its manual.
+        said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        raise DatabaseError(f"cannot open the SQLite database {path}: {said}") from error
     finally:
         engine.dispose()
     return head

@@ -104,6 +104,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise InvalidSettings(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    except UnicodeError as error:  # from the codec of host names
+        raise InvalidSettings(f"cannot listen on {host!r}: that is no host name") from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)

@@ -1,15 +1,30 @@
 """The settings: read once, from options, environment, file and defaults, in this order."""
 
+import json
+import os
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
+    SettingsError,
 )
 
 from callbacks.delivery import DeliverySettings
@@ -20,6 +35,9 @@ from nexus_spec import NexusError
 
 ENVIRONMENT_PREFIX = "NEXUS_GATEWAY_"
 
+# Read by the commands that call a gateway, not by the one that serves.
+_OF_CALLERS = frozenset({"API_KEY", "ENDPOINT", "URL"})
+
 
 class InvalidSettings(NexusError):
     """A setting cannot be used; the message names it and says why."""
@@ -29,10 +47,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _listed(value: object) -> object:
+    """Read a list from text: JSON, or words between spaces or commas."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return value.replace(",", " ").split()
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON: {error}") from None
+
+
+Targets = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+
+
 class EndpointSettings(_Section):
     """One named endpoint."""
 
-    targets: list[str] = Field(default_factory=list)
+    targets: Targets = Field(default_factory=list)
 
 
 class AllowRuleSettings(_Section):
@@ -69,14 +102,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
         env_nested_delimiter="__",
+        env_ignore_empty=True,  # `${PORT:-}` in a compose file means that nothing was said
         extra="forbid",
         frozen=True,
         nested_model_default_partial_update=True,
     )
 
-    targets: list[str] = Field(default_factory=list)
+    targets: Targets = Field(default_factory=list)
     endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8080, ge=0, le=65535)
     database: str = "sqlite:///data/nexus.db"
     log_format: Literal["text", "json"] = "text"
@@ -136,8 +170,7 @@ def read_settings(
         InvalidSettings: Something is unknown or unusable; the message has one line for each.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if config is not None and not config.is_file():
-        raise InvalidSettings(f"there is no configuration file {config}")
+    in_file = {} if config is None else _read_file(config)
 
     class FromEverywhere(Settings):
         @classmethod
@@ -149,20 +182,105 @@ def read_settings(
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            sources: list[PydanticBaseSettingsSource] = [init_settings]
-            if environment:
-                sources.append(env_settings)
-            if config is not None:
-                sources.append(YamlConfigSettingsSource(settings_cls, config))
-            return tuple(sources)
+            from_file = InitSettingsSource(settings_cls, init_kwargs=in_file)
+            if not environment:
+                return init_settings, from_file
+            return init_settings, _Environment(settings_cls), from_file
 
     try:
         return FromEverywhere(**given)
     except ValidationError as error:
+        variables = os.environ if environment else {}
         lines = [
-            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_context=False)
+            f"{_where(problem, given, variables, config)}: {_said(problem)}"
+            for problem in error.errors(include_url=False)
         ]
         raise InvalidSettings("\n".join(lines)) from error
-    except Exception as error:  # the sources raise what their parsers raise
-        raise InvalidSettings(f"{config or 'environment'}: {error}") from error
+    except SettingsError as error:
+        raise InvalidSettings(f"{_undecodable(error)}: is not valid JSON") from error
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the variables that look like settings and are none: misspelt ones, most likely.
+
+    They are no errors: a container platform may set variables of this prefix for reasons of its
+    own, Kubernetes for one, where a service is called `nexus-gateway`.
+    """
+    known = _OF_CALLERS | {name.upper() for name in Settings.model_fields}
+    return sorted(
+        name
+        for name in environment
+        if name.startswith(ENVIRONMENT_PREFIX)
+        and name.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0] not in known
+        and not name.startswith((f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_"))
+    )
+
+
+class _Environment(EnvSettingsSource):
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        # Kubernetes sets NEXUS_GATEWAY_PORT=tcp://10.0.0.1:80 in every pod beside a service that
+        # is called nexus-gateway; that is nobody's setting.
+        port = f"{ENVIRONMENT_PREFIX}PORT".lower()
+        self.env_vars = {
+            name: value
+            for name, value in self.env_vars.items()
+            if name != port or not str(value).startswith("tcp://")
+        }
+
+
+def _read_file(config: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidSettings(f"there is no configuration file {config}") from None
+    except OSError as error:
+        raise InvalidSettings(f"cannot read {config}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidSettings(f"{config}: is not text in UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise InvalidSettings(f"{config}{line}: is not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise InvalidSettings(f"{config}: is not valid YAML: {_one_line(error)}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or not all(isinstance(name, str) for name in document):
+        raise InvalidSettings(f"{config}: has to hold names and values, such as `port: 8080`")
+    return document
+
+
+def _where(
+    problem: ErrorDetails,
+    given: Mapping[str, Any],
+    variables: Mapping[str, str],
+    config: Path | None,
+) -> str:
+    """Name a setting as the person who set it would find it."""
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path)
+    if path and path[0] in given:
+        return name
+    for length in range(len(path), 0, -1):
+        variable = ENVIRONMENT_PREFIX + "__".join(path[:length]).upper()
+        if variables.get(variable):
+            return variable
+    return name if config is None else f"{config}: {name}"
+
+
+def _said(problem: ErrorDetails) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return _one_line(problem["msg"].removeprefix("Value error, "))
+
+
+def _undecodable(error: SettingsError) -> str:
+    for field in Settings.model_fields:
+        if f'"{field}"' in str(error):
+            return ENVIRONMENT_PREFIX + field.upper()
+    return "environment"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

@@ -8,11 +8,12 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from opentelemetry.context import Context, attach
 from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context, use_span
 
 from callbacks.delivery import AroundAttempt, Outcome, Post
 from callbacks.outbox import Delivery
@@ -54,16 +55,21 @@ class Telemetry:
 
     async def _attempt(self, delivery: Delivery, post: Post) -> Outcome:
         carrier = {name.lower(): value for name, value in delivery.headers}
-        with self._tracer.start_as_current_span(
+        span = self._tracer.start_span(
             "deliver completion",
-            context=extract(carrier),
+            # Not on top of the current context: it may be that of another operation.
+            context=extract(carrier, Context()),
             kind=SpanKind.CLIENT,
             attributes={
                 "nexus.operation.token": delivery.token,
                 "nexus.attempt": delivery.attempt,
                 "server.address": delivery.destination,
             },
-        ) as span:
+        )
+        # Never detached: an attempt has a task of its own, and what that logs afterwards about
+        # the outcome belongs to this trace too.
+        attach(set_span_in_context(span))
+        with use_span(span, end_on_exit=True):
             outcome = await post(delivery, _with_current_trace(delivery.headers))
             if isinstance(outcome, SentResponse):
                 span.set_attribute("http.response.status_code", outcome.status)

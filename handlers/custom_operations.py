@@ -10,11 +10,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from nexusrpc import HandlerError, HandlerErrorType, OperationError
+from nexusrpc import HandlerError, HandlerErrorType, Link, OperationError
 from nexusrpc.handler import StartOperationResultSync
 
 from callbacks.database import SqliteDatabase, persist
-from handlers.endings import Ended, Endings, ended_by, failed, outcome, succeeded
+from handlers.deadlines import Deadlines
+from handlers.endings import Ended, Endings, ended_by, ended_of, outcome, succeeded
 from handlers.execution import now_ms
 from handlers.hosting import Hosting
 from handlers.live_operation import links_from_json, links_to_json
@@ -25,11 +26,11 @@ from handlers.operation_store import (
     RequestCancel,
     StoredOperation,
     read_operation,
+    set_links,
     started_by_handler,
 )
-from handlers.records import State
 from handlers.requests import OperationKey, Outcome, Started, StartRequest
-from handlers.services import HostedOperation
+from handlers.services import HostedOperation, Kind, ServiceRegistry
 from nexus_spec import InvalidWireValue, PayloadSerializer, check_token
 
 logger = logging.getLogger(__name__)
@@ -53,24 +54,21 @@ class CustomOperations:
 
     def __init__(
         self,
+        services: ServiceRegistry,
         database: SqliteDatabase,
         endings: Endings,
+        deadlines: Deadlines,
         hosting: Hosting,
         serializer: PayloadSerializer,
     ) -> None:
+        self._services = services
         self._database = database
         self._endings = endings
+        self._deadlines = deadlines
         self._hosting = hosting
         self._serializer = serializer
         self._starting: dict[str, _Starting] = {}
-        self._deadlines: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
-
-    def close(self) -> None:
-        """Forget the deadlines; the next process watches them."""
-        for timer in self._deadlines.values():
-            timer.cancel()
 
     async def start(
         self, hosted: HostedOperation, request: StartRequest, stored: StoredOperation, value: Any
@@ -91,8 +89,11 @@ class CustomOperations:
                     type=HandlerErrorType.UNAVAILABLE,
                 )
             stored = read_operation(rows[0])
+            links = links_from_json(stored.handler_links)
+            if stored.state.ended:
+                return outcome(ended_of(stored), links)
             if stored.handler_token is not None:
-                return Started(stored.token, links_from_json(stored.handler_links))
+                return Started(stored.token, links)
         starting = self._starting[stored.token] = _Starting(self._loop.create_future())
         _starting_here.set(starting)
         try:
@@ -102,12 +103,17 @@ class CustomOperations:
             raise
         except BaseException:
             # Refused, timed out or broken: nothing was accepted, and the caller may try again.
-            await persist(self._database, ForgetStart(stored.token))
+            await self.forget(stored.token)
             raise
         finally:
             _starting_here.set(None)
             del self._starting[stored.token]
             starting.done.set_result(None)
+
+    async def forget(self, token: str) -> None:
+        """Take back the record of a start that the handler never accepted."""
+        self._deadlines.forget(token)
+        await persist(self._database, ForgetStart(token))
 
     async def _call_start(
         self,
@@ -120,17 +126,21 @@ class CustomOperations:
         answer, links = await self._hosting.start(hosted, request, value)
         if isinstance(answer, StartOperationResultSync):
             ended = succeeded(answer.value, self._serializer)
+            if links:
+                kept = set_links(stored.token, stored.epoch, links_to_json(links))
+                await persist(self._database, kept)
             await self._finish(stored, ended, tuple(links))
             return outcome(ended, tuple(links))
         try:
             check_token(answer.token)
         except InvalidWireValue as error:
             raise TypeError(f"the handler returned an unusable token: {error}") from error
+        # First: the operation may end in the very turn in which the token is recorded.
+        self._deadlines.watch(stored.token, stored.deadline_at)
         await persist(
             self._database,
             started_by_handler(stored.token, stored.epoch, answer.token, links_to_json(links)),
         )
-        self.watch_deadline(stored.token, stored.deadline_at)
         if (early := starting.held.get(answer.token)) is not None:
             await self._finish(stored, early, tuple(links))
         return Started(stored.token, tuple(links))
@@ -168,41 +178,23 @@ class CustomOperations:
         stored = await self._find(token)
         if stored is None:
             here = _starting_here.get()
-            if here is not None:
+            if here is not None and not here.done.done():
                 here.held.setdefault(token, ended)
                 return True
-            # A start may be about to return this very token.
-            while stored is None and self._starting:
-                await asyncio.wait(
-                    [starting.done for starting in self._starting.values()],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
+            # A start may be about to return this very token; those that begin later will not.
+            under_way = {starting.done for starting in self._starting.values()}
+            while stored is None and under_way:
+                _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 stored = await self._find(token)
         if stored is None:
             raise HandlerError("no operation has this token", type=HandlerErrorType.NOT_FOUND)
-        return await self._finish(stored, ended, links_from_json(stored.handler_links))
-
-    def watch_deadline(self, token: str, deadline_at: int | None) -> None:
-        """End an operation as failed when its deadline passes."""
-        if deadline_at is None:
-            return
-        left = max(0, deadline_at - now_ms()) / 1000
-        self._deadlines[token] = self._loop.call_later(left, self._deadline_passed, token)
-
-    def _deadline_passed(self, token: str) -> None:
-        task = self._loop.create_task(self._time_out(token))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _time_out(self, token: str) -> None:
-        try:
-            rows = await self._database.fetch(LOAD, {"token": token})
-            if rows:
-                stored = read_operation(rows[0])
-                links = links_from_json(stored.handler_links)
-                await self._finish(stored, failed("operation timed out"), links)
-        except Exception:
-            logger.exception("cannot time an operation out", extra={"token": token})
+        hosted = self._services.get(stored.endpoint, stored.service, stored.operation)
+        if hosted is not None and hosted.kind is Kind.DURABLE:
+            raise HandlerError(
+                "a durable handler runs this operation; it ends when the handler returns",
+                type=HandlerErrorType.CONFLICT,
+            )
+        return await self._finish(stored, ended)
 
     async def _find(self, token: str) -> StoredOperation | None:
         rows = await self._database.fetch(LOAD, {"token": token})
@@ -216,18 +208,7 @@ class CustomOperations:
         return read_operation(rows[0]) if rows else None
 
     async def _finish(
-        self, stored: StoredOperation, ended: Ended, links: tuple[Any, ...] = ()
+        self, stored: StoredOperation, ended: Ended, links: tuple[Link, ...] | None = None
     ) -> bool:
-        if stored.state is State.PAUSED or stored.state.ended:
-            return False
-        if (timer := self._deadlines.pop(stored.token, None)) is not None:
-            timer.cancel()
-        return await self._endings.finish(
-            stored.token,
-            None,
-            ended,
-            labels=(stored.endpoint, stored.service, stored.operation),
-            created_at=stored.created_at,
-            links=links,
-            trace_context=stored.trace_context,
-        )
+        self._deadlines.forget(stored.token)
+        return await self._endings.finish_stored(stored, ended, links)

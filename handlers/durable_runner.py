@@ -10,6 +10,7 @@ from nexusrpc import Content, HandlerError, OperationError, OperationErrorState
 
 from callbacks.database import DatabaseClosed, SqliteDatabase, persist
 from handlers.context import DurableContext
+from handlers.deadlines import TIMED_OUT, Deadlines
 from handlers.endings import Ended, Endings, canceled, ended_by, failed, succeeded
 from handlers.errors import Diverged, LeftMemory, StepError
 from handlers.execution import Execution, Identity, now_ms
@@ -35,7 +36,7 @@ from nexus_spec import InvalidWireValue, PayloadSerializer, is_retryable
 logger = logging.getLogger(__name__)
 
 _HANDLER_RETRY = RetryPolicy(max_attempts=5)
-TIMED_OUT = "operation timed out"
+_STOP_SECONDS = 1.0
 
 
 class DurableRunner:
@@ -44,6 +45,7 @@ class DurableRunner:
     Args:
         database: Where operations and journals are.
         endings: Ends operations.
+        deadlines: Watches those of paused operations.
         serializer: Reads inputs and writes results.
         threads: For steps that are plain functions.
         tracing: Spans, or nothing.
@@ -55,6 +57,7 @@ class DurableRunner:
         self,
         database: SqliteDatabase,
         endings: Endings,
+        deadlines: Deadlines,
         serializer: PayloadSerializer,
         threads: ThreadPoolExecutor,
         tracing: Tracing,
@@ -64,12 +67,14 @@ class DurableRunner:
     ) -> None:
         self._database = database
         self._endings = endings
+        self._deadlines = deadlines
         self._serializer = serializer
         self._threads = threads
         self._tracing = tracing
         self._stats = stats
         self._cleanup_seconds = cleanup_seconds
         self._live: dict[str, LiveOperation] = {}
+        self._forced: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._draining = False
 
@@ -88,8 +93,12 @@ class DurableRunner:
             return  # it is in the database; the next process takes it up
         self._live[operation.token] = operation
         if operation.deadline_at is not None:
-            left = max(0, operation.deadline_at - now_ms()) / 1000
-            operation.timers.append(self._loop.call_later(left, self._deadline_passed, operation))
+            left = (operation.deadline_at - now_ms()) / 1000
+            if left <= 0:
+                operation.deadline_passed = True  # before it takes another step
+            else:
+                timer = self._loop.call_later(left, self._deadline_passed, operation)
+                operation.timers.append(timer)
         operation.task = self._loop.create_task(self._keep_running(operation))
 
     def cancel(self, token: str) -> None:
@@ -105,12 +114,9 @@ class DurableRunner:
         Returns:
             False where it is not in that state any more.
         """
-        rows = await self._database.fetch(LOAD, {"token": token})
-        if not rows:
+        if not await persist(self._database, Claim(token, state)):
             return False
-        attempts = 0 if state is State.PAUSED else read_operation(rows[0]).attempts
-        if not await persist(self._database, Claim(token, state, attempts)):
-            return False
+        self._deadlines.forget(token)
         stored = read_operation((await self._database.fetch(LOAD, {"token": token}))[0])
         entries = await self._database.fetch(LOAD_JOURNAL, {"token": token})
         journal = Journal(read_entry(row) for row in entries)
@@ -145,8 +151,8 @@ class DurableRunner:
         for operation in operations:
             self._leave(operation)
         left = [o.task for o in operations if o.task is not None and not o.task.done()]
-        if left:
-            await asyncio.wait(left, timeout=1.0)
+        if left or self._forced:
+            await asyncio.wait([*left, *self._forced], timeout=_STOP_SECONDS)
         await self._hand_back([o for o in operations if not o.ended])
 
     # ------------------------------------------------------------ one operation
@@ -176,9 +182,10 @@ class DurableRunner:
 
     async def _run_to_its_end(self, operation: LiveOperation) -> None:
         while True:
+            if self._draining:
+                raise LeftMemory
             execution = operation.execution = self._new_execution(operation)
             ended = await self._run_once(operation, execution)
-            execution.close()
             if ended is not None:
                 break
             await self._back_off(operation)
@@ -187,31 +194,35 @@ class DurableRunner:
     async def _run_once(self, operation: LiveOperation, execution: Execution) -> Ended | None:
         """Run the handler; return how the operation ended, or None where it is to run again."""
         try:
-            value = await operation.hosted.durable.run(
-                DurableContext(execution, operation), self._input(operation)
-            )
+            value = await self._call_handler(operation, execution)
         except Diverged as divergence:
-            await self._pause(operation, str(divergence))
-            raise
-        except asyncio.CancelledError:
-            if execution.left:
-                raise LeftMemory from None
-            if execution.interrupt_reason is None:
-                # Not ours: the handler let a cancellation of its own escape.
-                return await self._count_failure(operation)
-            return self._interrupted(execution)
+            return await self._pause(operation, str(divergence))
         except _InputUnreadable as unreadable:
-            await self._pause(operation, str(unreadable))
-            raise LeftMemory from unreadable
-        except Exception as error:  # noqa: BLE001  # a handler may raise anything
+            return await self._pause(operation, str(unreadable))
+        except asyncio.CancelledError:
+            if execution.interrupt_reason is not None:
+                return self._interrupted(execution)
+            # Not ours: the handler let a cancellation of its own escape.
+            return await self._count_failure(operation)
+        except Exception as error:  # noqa: BLE001  # logged and counted, or the operation's end
             if execution.interrupt_reason is Reason.DEADLINE:
                 return failed(TIMED_OUT, detail=_trace())
-            return _ended_by_handler(error) or await self._count_failure(operation)
-        if execution.left:
-            raise LeftMemory
+            ended = _ended_for_good(error)
+            return ended if ended is not None else await self._count_failure(operation)
         if execution.interrupt_reason is Reason.DEADLINE:
             return failed(TIMED_OUT)
         return succeeded(value, self._serializer)
+
+    async def _call_handler(self, operation: LiveOperation, execution: Execution) -> object:
+        context = DurableContext(execution, operation)
+        try:
+            return await operation.hosted.durable.run(context, self._input(operation))
+        finally:
+            # At once: a cancel that comes from here on is none of this run any more.
+            execution.close()
+            if execution.left:
+                # Whatever the handler made of it.
+                raise execution.diverged or LeftMemory() from None
 
     def _new_execution(self, operation: LiveOperation) -> Execution:
         execution = Execution(
@@ -223,11 +234,14 @@ class DurableRunner:
             on_interrupted=lambda: self._limit_cleanup(operation, execution),
             on_step=self._stats.step.observe,
         )
-        if operation.cancel_requested:
-            # Soon: the handler has then come to where it waits.
-            self._loop.call_soon(execution.interrupt, Reason.CANCEL)
+        if execution.ends_for is not None:
+            # The journal leads it to its interruption; where that was no call of the context, the
+            # limit does.
+            self._limit_cleanup(operation, execution)
+        elif operation.cancel_requested:
+            execution.interrupt(Reason.CANCEL)
         elif operation.deadline_passed:
-            self._loop.call_soon(execution.interrupt, Reason.DEADLINE)
+            execution.interrupt(Reason.DEADLINE)
         return execution
 
     def _input(self, operation: LiveOperation) -> object:
@@ -263,6 +277,8 @@ class DurableRunner:
         return None
 
     async def _back_off(self, operation: LiveOperation) -> None:
+        if self._draining or _is_to_be_interrupted(operation):
+            return
         operation.backoff = self._loop.create_future()
         timer = self._loop.call_later(
             _HANDLER_RETRY.wait_seconds(operation.attempts), _wake, operation.backoff
@@ -272,13 +288,21 @@ class DurableRunner:
         finally:
             timer.cancel()
             operation.backoff = None
-        if self._draining:
-            raise LeftMemory
 
-    async def _pause(self, operation: LiveOperation, reason: str) -> None:
-        logger.error("operation paused: %s", reason, extra={"token": operation.token})
-        await persist(self._database, pause(operation.token, operation.epoch, reason))
-        operation.ended = True  # not ours to hand back
+    async def _pause(self, operation: LiveOperation, reason: str) -> Ended:
+        """Pause an operation, or end it where it is to end anyway: its code is not run for that."""
+        if not _is_to_end(operation):
+            logger.error("operation paused: %s", reason, extra={"token": operation.token})
+            await persist(
+                self._database, pause(operation.token, operation.epoch, _storable(reason))
+            )
+            if not _is_to_end(operation):
+                operation.ended = True  # not ours to hand back
+                self._deadlines.watch(operation.token, operation.deadline_at)
+                raise LeftMemory
+            # A cancel was recorded while the pause was.
+            operation.paused = True
+        return canceled() if operation.cancel_requested else failed(TIMED_OUT, detail=reason)
 
     # ------------------------------------------------------------ interruption
 
@@ -293,7 +317,7 @@ class DurableRunner:
             operation.execution.interrupt(reason)
 
     def _interrupted(self, execution: Execution) -> Ended:
-        return canceled() if execution.interrupt_reason is Reason.CANCEL else failed(TIMED_OUT)
+        return canceled() if execution.ends_for is Reason.CANCEL else failed(TIMED_OUT)
 
     def _limit_cleanup(self, operation: LiveOperation, execution: Execution) -> None:
         operation.timers.append(
@@ -308,12 +332,23 @@ class DurableRunner:
         ended = self._interrupted(execution)
         logger.error("the handler did not clean up in time", extra={"token": operation.token})
         execution.leave()
-        operation.task = self._loop.create_task(self._finish(operation, ended))
+        # A task of its own: the handler's may hang for ever.
+        task = self._loop.create_task(self._end_by_force(operation, ended))
+        self._forced.add(task)
+        task.add_done_callback(self._forced.discard)
+
+    async def _end_by_force(self, operation: LiveOperation, ended: Ended) -> None:
+        try:
+            await self._finish(operation, ended)
+        except DatabaseClosed:
+            pass
+        except Exception:
+            logger.exception("cannot end the operation", extra={"token": operation.token})
 
     async def _finish(self, operation: LiveOperation, ended: Ended) -> None:
         operation.ended = await self._endings.finish(
             operation.token,
-            operation.epoch,
+            None if operation.paused else operation.epoch,
             ended,
             labels=_labels(operation),
             created_at=operation.created_at,
@@ -362,8 +397,35 @@ def _ended_by_handler(error: Exception) -> Ended | None:
             return None
 
 
+def _ended_for_good(error: Exception) -> Ended | None:
+    """Return the end that an error of the handler means, or None where it is to run again."""
+    if isinstance(error, OperationError):
+        return ended_by(error)
+    if isinstance(error, StepError):
+        times = "once" if error.attempts == 1 else f"{error.attempts} times"
+        return failed(f"step {error.step!r} failed {times}", detail=_trace())
+    if isinstance(error, HandlerError) and not is_retryable(error):
+        wrapper = OperationError(error.message, state=OperationErrorState.FAILED)
+        wrapper.__cause__ = error
+        return ended_by(wrapper)
+    return None
+
+
+def _is_to_end(operation: LiveOperation) -> bool:
+    return operation.cancel_requested or operation.deadline_passed
+
+
+def _is_to_be_interrupted(operation: LiveOperation) -> bool:
+    return _is_to_end(operation) and operation.journal.interrupt() is None
+
+
 def _trace() -> str:
-    return traceback.format_exc(limit=-20)
+    return _storable(traceback.format_exc(limit=-20))
+
+
+def _storable(text: str) -> str:
+    # A database takes no lone surrogates, and such a write would be tried again for ever.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

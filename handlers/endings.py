@@ -153,6 +153,7 @@ class Endings:
         self._stats = stats
         self._waiting: defaultdict[str, list[asyncio.Future[None]]] = defaultdict(list)
         self._releasing = False
+        self._tasks: set[asyncio.Task[bool]] = set()
 
     async def finish(
         self,
@@ -214,6 +215,36 @@ class Endings:
             if not waiter.done():
                 waiter.set_result(None)
         return True
+
+    async def finish_stored(
+        self, stored: StoredOperation, ended: Ended, links: Sequence[Link] | None = None
+    ) -> bool:
+        """End an operation that no handler here runs; return False where it has ended already.
+
+        Whoever asks may be cut off meanwhile: once begun this is carried through, or the
+        completion would be claimed in the database and sent by nobody.
+        """
+        if stored.state.ended:
+            return False
+        task = asyncio.get_running_loop().create_task(
+            self.finish(
+                stored.token,
+                None,
+                ended,
+                labels=(stored.endpoint, stored.service, stored.operation),
+                created_at=stored.created_at,
+                links=links_from_json(stored.handler_links) if links is None else links,
+                trace_context=stored.trace_context,
+            )
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[bool]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits any more
 
     def will_end(self, token: str) -> asyncio.Future[None]:
         """Return a future that is done when the operation ends, or the server drains."""

@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from nexusrpc import (
     Content,
@@ -20,12 +21,13 @@ from nexusrpc import (
 )
 from nexusrpc.handler import OperationHandlerMiddleware, StartOperationResultSync
 
-from callbacks.database import SqliteDatabase, persist
+from callbacks.database import Row, SqliteDatabase, persist
+from callbacks.outbox import Delivery
 from handlers.custom_operations import CustomOperations
+from handlers.deadlines import Deadlines
 from handlers.durable_runner import DurableRunner
 from handlers.endings import (
     Deliveries,
-    Ended,
     Endings,
     canceled,
     ended_by,
@@ -58,6 +60,10 @@ from nexus_spec import OperationState, PayloadSerializer, UnencodableValue
 from nexus_spec.limits import PAYLOAD_BYTES
 
 logger = logging.getLogger(__name__)
+
+_LAST_MOMENT_MS = 253_402_300_799_000  # the end of the year 9999, which a datetime can still say
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +121,14 @@ class Engine:
         )
         self._endings = Endings(database, deliveries, self.stats)
         self._hosting = Hosting(self._serializer, self._handler_threads, middleware)
-        self._custom = CustomOperations(database, self._endings, self._hosting, self._serializer)
+        self._deadlines = Deadlines(database, self._endings)
+        self._custom = CustomOperations(
+            services, database, self._endings, self._deadlines, self._hosting, self._serializer
+        )
         self._runner = DurableRunner(
             database,
             self._endings,
+            self._deadlines,
             self._serializer,
             self._step_threads,
             self._tracing,
@@ -148,13 +158,14 @@ class Engine:
         self.release_waiters()
         if self._recovery is not None:
             self._recovery.cancel()
+            await asyncio.wait([self._recovery])
         await self._runner.drain(drain_seconds)
-        self._custom.close()
+        self._deadlines.close()
         self._handler_threads.close()
         self._step_threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _recover(self, open_operations: Sequence[Any]) -> None:
-        taken = 0
+    async def _recover(self, open_operations: Sequence[Row]) -> None:
+        due: list[tuple[str, HostedOperation, State]] = []
         for token, endpoint, service, operation, state, deadline_at in open_operations:
             hosted = self.services.get(endpoint, service, operation)
             if hosted is None:
@@ -162,18 +173,19 @@ class Engine:
                     "an operation waits for a handler that is not served",
                     extra={"token": token, "service": service, "operation": operation},
                 )
-            elif hosted.kind is Kind.CUSTOM:
-                self._custom.watch_deadline(token, deadline_at)
-            elif hosted.kind is Kind.DURABLE and state != State.PAUSED:
-                try:
-                    await self._runner.claim(token, hosted, State(state))
-                except Exception:
-                    logger.exception("cannot take up an operation", extra={"token": token})
-                taken += 1
-                if taken % self._settings.recovery_batch == 0:
-                    await asyncio.sleep(0)  # new requests come first
-        if taken:
-            logger.info("continues operations of an earlier process", extra={"count": taken})
+                self._deadlines.watch(token, deadline_at)
+            elif hosted.kind is not Kind.DURABLE or state == State.PAUSED:
+                self._deadlines.watch(token, deadline_at)
+            else:
+                due.append((token, hosted, State(state)))
+        if due:
+            logger.info("continues operations of an earlier process", extra={"count": len(due)})
+        # In batches, each one commit and one turn of the loop: new requests get theirs between.
+        for batch in batched(due, self._settings.recovery_batch):
+            claims = [self._runner.claim(*operation) for operation in batch]
+            for answer in await asyncio.gather(*claims, return_exceptions=True):
+                if isinstance(answer, Exception):
+                    logger.error("cannot take up an operation", exc_info=answer)
 
     # ------------------------------------------------------------ start
 
@@ -245,15 +257,32 @@ class Engine:
             )
             # Launched by the commit and not by this request, which may be cut off any moment.
             recorded.add_done_callback(partial(self._launch, operation))
-        known = await asyncio.shield(recorded)
+        try:
+            known = await asyncio.shield(recorded)
+        except asyncio.CancelledError:
+            if hosted.kind is Kind.CUSTOM:
+                # Its handler will not be called, so nothing is to be found of it.
+                await self._custom.forget(token)
+            raise
         if known is None:
             if hosted.kind is Kind.CUSTOM:
                 stored = await self._load(token)
-                return await self._custom.start(hosted, request, stored, value)
+                return await self._start_custom(hosted, request, stored, value)
             if not request.wait_seconds:
                 return Started(token)
             return await self._outcome(token, request.wait_seconds)
         return await self._replay(hosted, request, known, values["input_hash"], value)
+
+    async def _start_custom(
+        self, hosted: HostedOperation, request: StartRequest, stored: StoredOperation, value: Any
+    ) -> Outcome:
+        began = time.monotonic()
+        answer = await self._custom.start(hosted, request, stored, value)
+        # The caller's patience covers the handler's own `start` too.
+        wait_seconds = request.wait_seconds - (time.monotonic() - began)
+        if isinstance(answer, Started) and wait_seconds > 0:
+            return await self._outcome(stored.token, wait_seconds)
+        return answer
 
     def _launch(
         self, operation: LiveOperation, recorded: asyncio.Future[StoredOperation | None]
@@ -277,10 +306,11 @@ class Engine:
             )
         if request.callback is not None:
             await self._add_callback(request, known)
+            known = await self._load(known.token)  # it may have ended meanwhile
         if known.state.ended:
             return outcome(ended_of(known), links_from_json(known.handler_links))
         if hosted.kind is Kind.CUSTOM and known.handler_token is None:
-            return await self._custom.start(hosted, request, known, value)
+            return await self._start_custom(hosted, request, known, value)
         return await self._outcome(known.token, request.wait_seconds)
 
     async def _add_callback(self, request: StartRequest, known: StoredOperation) -> None:
@@ -289,22 +319,27 @@ class Engine:
         while True:
             completion = rendered_of(stored) if stored.state.ended else None
             try:
-                deliveries = await persist_once(
-                    self._database,
+                added = self._database.write(
                     AddCallback(
                         known.token,
                         request.callback,
                         now_ms(),
                         completion,
                         self._deliveries.max_age_ms,
-                    ),
+                    )
                 )
+                # Sent by the commit and not by this request, which may be cut off.
+                added.add_done_callback(self._submit)
+                deliveries = await asyncio.shield(added)
             except ValueError as error:
                 raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST) from None
             if deliveries is not None:
-                self._deliveries.submit(deliveries)
                 return
             stored = await self._load(known.token)  # it ended meanwhile
+
+    def _submit(self, added: asyncio.Future[list[Delivery] | None]) -> None:
+        if added.exception() is None and (deliveries := added.result()):
+            self._deliveries.submit(deliveries)
 
     def _columns(
         self, request: StartRequest, token: str, created_at: int, deadline_at: int | None
@@ -417,9 +452,11 @@ class Engine:
         if stored.state.ended or stored.cancel_requested_at is not None:
             return
         await persist(self._database, RequestCancel(stored.token, now_ms()))
+        stored = await self._load(stored.token)  # it may have been paused meanwhile
         if stored.state is State.PAUSED:
             # Its code cannot be trusted to run: it ends without.
-            await self._finish_stored(stored, canceled())
+            self._deadlines.forget(stored.token)
+            await self._endings.finish_stored(stored, canceled())
         else:
             self._runner.cancel(stored.token)
 
@@ -487,22 +524,6 @@ class Engine:
             )
         return await self._load(token)
 
-    async def _finish_stored(self, stored: StoredOperation, ended: Ended) -> bool:
-        return await self._endings.finish(
-            stored.token,
-            None,
-            ended,
-            labels=(stored.endpoint, stored.service, stored.operation),
-            created_at=stored.created_at,
-            links=links_from_json(stored.handler_links),
-            trace_context=stored.trace_context,
-        )
-
-
-async def persist_once(database: SqliteDatabase, write: Any) -> Any:
-    """Commit a write for a request, which is answered with the failure if there is one."""
-    return await asyncio.shield(database.write(write))
-
 
 def unknown_token() -> HandlerError:
     """Return the error for a token that is no operation of this caller under this path."""
@@ -521,4 +542,12 @@ def _deadline(hosted: HostedOperation, asked: timedelta | None, now: int) -> int
     limits = [asked] if asked else []
     if hosted.kind is Kind.DURABLE and hosted.durable.timeout is not None:
         limits.append(hosted.durable.timeout)
-    return now + round(min(limits).total_seconds() * 1000) if limits else None
+    if not limits:
+        return None
+    return min(now + round(min(limits).total_seconds() * 1000), _LAST_MOMENT_MS)
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield a sequence in pieces of at most `size`."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

@@ -7,7 +7,6 @@ processes, and every step happens once.
 
 import asyncio
 import contextvars
-import inspect
 import json
 import logging
 import time
@@ -17,11 +16,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from nexusrpc import HandlerError, OperationError, OperationErrorState
+from nexusrpc._util import is_async_callable
 
 from callbacks.database import Writer
-from handlers.errors import LeftMemory, StepArgumentsInvalid, StepError
+from handlers.errors import Diverged, LeftMemory, StepArgumentsInvalid, StepError
 from handlers.journal import INTERRUPT_KEY, Interrupt, Journal, Kind, Reason
 from handlers.operation_store import AppendJournal, JournalEntry
 from handlers.retry_policy import RetryPolicy
@@ -53,6 +54,28 @@ class Scope:
 _scope: contextvars.ContextVar[Scope] = contextvars.ContextVar("nexus_gateway_scope")
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Call:
+    """A step's function with all that an attempt needs."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    args_hash: bytes
+    retry: RetryPolicy
+    timeout: timedelta | None
+    is_async: bool
+    result_type: Any
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Attempt:
+    """What one attempt of a step brought: a result or an error."""
+
+    output: bytes | None
+    failure: Exception | None
+    cancelled: bool  # the handler was cancelled meanwhile, and the function did not give in
+
+
 @dataclass(eq=False, slots=True)
 class Identity:
     """What an execution must know of its operation to write for it."""
@@ -80,6 +103,7 @@ class Execution:
         self.interrupted = False
         self.closed = False
         self.left = False
+        self.diverged: Diverged | None = None
         self._journal = journal
         self._store = store
         self._threads = threads
@@ -87,10 +111,12 @@ class Execution:
         self._on_interrupted = on_interrupted
         self._on_step = on_step
         self._interrupt = journal.interrupt()
+        self._interrupt_write: asyncio.Future[bool] | None = None
         self._pending: set[str] = set()
         self._steps = 0
         self._leaving = False
-        self._waits: set[asyncio.Future[None]] = set()
+        self._waits: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
+        self._branches: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
@@ -105,25 +131,36 @@ class Execution:
         """Why the handler was interrupted, once it was."""
         return self._interrupt.reason if self.interrupted and self._interrupt else None
 
+    @property
+    def ends_for(self) -> Reason | None:
+        """Why the handler is to end, also where it has not come to its interruption yet."""
+        return self._interrupt.reason if self._interrupt else None
+
     def interrupt(self, reason: Reason) -> None:
-        """Record that the handler is to end, then raise `CancelledError` where it waits."""
+        """Record that the handler is to end, then raise `CancelledError` where it waits.
+
+        What begins before that is recorded waits for it; no further step begins.
+        """
         if self.closed or self._interrupt is not None:
             return
         entry = interrupt_entry(self._journal, reason, self._pending)
         self._interrupt = Interrupt(
             reason, entry.ordinal, frozenset(self._pending), entry.created_at
         )
-        self._append_soon(entry).add_done_callback(self._interrupt_recorded)
+        self._interrupt_write = self._append_soon(entry)
+        self._interrupt_write.add_done_callback(partial(self._interrupt_recorded, reason))
 
     def leave(self) -> None:
         """Take the handler out of memory: from here on nothing that it does is recorded."""
         if self.closed:
             return
         self.closed = self.left = True
-        for wait in self._waits:
-            if not wait.done():
-                wait.set_exception(LeftMemory())
-        if not self._waits and asyncio.current_task() is not self._task:
+        # Where a call of ours waits, in a branch or not, the cancellation comes out as LeftMemory.
+        waiting = list(self._waits.items())
+        for wait, _ in waiting:
+            wait.cancel()
+        main_waits = any(task is self._task for _, task in waiting)
+        if not main_waits and asyncio.current_task() is not self._task:
             self._task.cancel()
 
     @property
@@ -140,6 +177,11 @@ class Execution:
     def close(self) -> None:
         """The handler has returned: a task that it left behind may record nothing more."""
         self.closed = True
+        for wait in list(self._waits):
+            wait.cancel()
+        for branch in list(self._branches):
+            # It would run on beside the handler's next run, and do the same things twice.
+            branch.cancel()
 
     # ------------------------------------------------------------ calls of the handler
 
@@ -158,51 +200,67 @@ class Execution:
             raise StepArgumentsInvalid(
                 f"{function!r} needs a name without '#' and '/': ctx.step(..., name='charge')"
             )
-        is_async = inspect.iscoroutinefunction(function)
+        is_async = is_async_callable(function)
         if timeout is not None and not is_async:
             raise StepArgumentsInvalid(
                 "a timeout needs an `async def` function: a thread cannot be interrupted"
             )
         args_hash = hash_arguments(args)
+        declared = result_type(function)
         scope, key = self._next_call(called)
         entry = self._recorded(key, Kind.STEP, args_hash)
-        if self._is_interrupted_at(key, entry):
-            await self._interrupt_here()
-        if entry is None:
-            self._pending.add(key)
-            try:
-                entry = await self._run_step(
-                    key, function, args, args_hash, retry or RetryPolicy(), timeout, is_async
-                )
-            finally:
-                self._pending.discard(key)
+        try:
             if self._is_interrupted_at(key, entry):
                 await self._interrupt_here()
+            if entry is None:
+                call = _Call(
+                    function, args, args_hash, retry or RetryPolicy(), timeout, is_async, declared
+                )
+                self._pending.add(key)
+                try:
+                    entry = await self._run_step(key, call)
+                finally:
+                    self._pending.discard(key)
+                if self._is_interrupted_at(key, entry):
+                    await self._interrupt_here()
+        except asyncio.CancelledError:
+            self._raise_if_left()
+            raise
         scope.now_ms = entry.created_at
         if entry.error is not None:
             raise _recorded_error(entry)
         assert entry.output is not None
-        return decode(entry.output, result_type(function))
+        try:
+            return decode(entry.output, declared)
+        except ValueError as error:
+            raise self._diverge(
+                Diverged(f"the recorded result of {key!r} does not fit {declared}: {error}")
+            ) from error
 
     async def sleep(self, duration: timedelta) -> None:
         """Wait; a restart does not begin the wait anew."""
         scope, key = self._next_call("sleep")
         entry = self._recorded(key, Kind.TIMER, None)
-        if self._is_interrupted_at(key, entry):
-            await self._interrupt_here()
-        self._pending.add(key)
         try:
-            if entry is None:
-                now = now_ms()
-                wake_at = now + max(0, round(duration.total_seconds() * 1000))
-                entry = self._entry(key, Kind.TIMER, now, wake_at=wake_at)
-                await self._append(entry)
-            assert entry.wake_at is not None
-            await self._wait((entry.wake_at - now_ms()) / 1000)
-        finally:
-            self._pending.discard(key)
-        if self._is_interrupted_at(key, entry):
-            await self._interrupt_here()
+            if self._is_interrupted_at(key, entry):
+                await self._interrupt_here()
+            self._pending.add(key)
+            try:
+                if entry is None:
+                    await self._hold_if_leaving()
+                    now = now_ms()
+                    wake_at = now + max(0, round(duration.total_seconds() * 1000))
+                    entry = self._entry(key, Kind.TIMER, now, wake_at=wake_at)
+                    await self._append(entry)
+                assert entry.wake_at is not None
+                await self._wait((entry.wake_at - now_ms()) / 1000)
+            finally:
+                self._pending.discard(key)
+            if self._is_interrupted_at(key, entry):
+                await self._interrupt_here()
+        except asyncio.CancelledError:
+            self._raise_if_left()
+            raise
         scope.now_ms = max(scope.now_ms, entry.wake_at)
 
     def scope(self) -> Scope:
@@ -217,99 +275,107 @@ class Execution:
             scope.branches += 1
             scope = Scope(f"{scope.path}{scope.branches}/", task, scope.now_ms)
             _scope.set(scope)
+            if task is not None:
+                self._branches.add(task)
         return scope
 
     # ------------------------------------------------------------ steps
 
-    async def _run_step(
-        self,
-        key: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        args_hash: bytes,
-        retry: RetryPolicy,
-        timeout: timedelta | None,
-        is_async: bool,
-    ) -> JournalEntry:
+    async def _run_step(self, key: str, call: _Call) -> JournalEntry:
         began = time.perf_counter()
-        attempt = 1
-        cancelled = False
-        output: bytes | None = None
-        error: str | None = None
+        number = 1
+        entry: JournalEntry | None = None
         while True:
+            await self._hold_if_leaving()
             self._steps += 1
             try:
-                with self._tracing.step(key, attempt):
-                    if is_async:
-                        value = await self._call(function, args, timeout)
-                    else:
-                        value, cancelled = await self._call_on_thread(function, args)
-                output = _checked(encode(value))
-                break
-            except asyncio.CancelledError:
-                if self.closed:
-                    raise LeftMemory from None
-                raise
-            except Exception as failure:  # noqa: BLE001  # a step may raise anything
-                if cancelled or not retry.retries(failure, attempt):
-                    error = _error_to_json(failure, attempt)
-                    break
-                logger.info(
-                    "step failed and is tried again",
-                    extra={
-                        "token": self.identity.token,
-                        "step": key,
-                        "attempt": attempt,
-                        "error": repr(failure),
-                    },
-                )
+                attempt = await self._try(key, call, number)
+                if self._is_last(attempt, call, number):
+                    # Part of the step: what is running when the process drains is also recorded.
+                    entry = await self._record_step(key, call, attempt, number)
             finally:
                 self._steps -= 1
-            if self._leaving:
-                self.leave()
-                raise LeftMemory
-            await self._wait(retry.wait_seconds(attempt))
-            attempt += 1
+            if entry is not None:
+                break
+            logger.info(
+                "step failed and is tried again",
+                extra={
+                    "token": self.identity.token,
+                    "step": key,
+                    "attempt": number,
+                    "error": repr(attempt.failure),
+                },
+            )
+            await self._hold_if_leaving()
+            await self._wait(call.retry.wait_seconds(number))
+            number += 1
+        self._on_step(time.perf_counter() - began)
+        await self._hold_if_leaving()
+        if attempt.cancelled:
+            raise asyncio.CancelledError
+        return entry
+
+    async def _try(self, key: str, call: _Call, number: int) -> _Attempt:
+        task = asyncio.current_task()
+        assert task is not None
+        cancels = task.cancelling()
+        output: bytes | None = None
+        failure: Exception | None = None
+        with self._tracing.step(key, number):
+            try:
+                if call.is_async:
+                    value = await self._call(call)
+                else:
+                    value = await self._call_on_thread(call)
+                output = _checked(encode(value, call.result_type))
+            except Exception as error:  # noqa: BLE001  # recorded, or logged and tried again
+                failure = error
+        return _Attempt(output, failure, cancelled=task.cancelling() > cancels)
+
+    def _is_last(self, attempt: _Attempt, call: _Call, number: int) -> bool:
+        failure = attempt.failure
+        return (
+            failure is None
+            or attempt.cancelled
+            # A result that cannot be recorded: the next one could not either.
+            or isinstance(failure, StepArgumentsInvalid)
+            or not call.retry.retries(failure, number)
+        )
+
+    async def _record_step(
+        self, key: str, call: _Call, attempt: _Attempt, number: int
+    ) -> JournalEntry:
+        failure = attempt.failure
         entry = self._entry(
             key,
             Kind.STEP,
             now_ms(),
-            args_hash=args_hash,
-            output=output,
-            error=error,
-            attempt=attempt,
+            args_hash=call.args_hash,
+            output=attempt.output,
+            error=None if failure is None else _error_to_json(failure, number),
+            attempt=number,
         )
         await self._append(entry)
-        self._on_step(time.perf_counter() - began)
-        if self._leaving and self._steps == 0:
-            self.leave()
-            raise LeftMemory
-        if cancelled:
-            raise asyncio.CancelledError
         return entry
 
-    async def _call(
-        self, function: Callable[..., Any], args: tuple[Any, ...], timeout: timedelta | None
-    ) -> Any:
-        if timeout is None:
-            return await function(*args)
-        async with asyncio.timeout(timeout.total_seconds()):
-            return await function(*args)
+    async def _call(self, call: _Call) -> Any:
+        if call.timeout is None:
+            return await call.function(*call.args)
+        async with asyncio.timeout(call.timeout.total_seconds()):
+            return await call.function(*call.args)
 
-    async def _call_on_thread(
-        self, function: Callable[..., Any], args: tuple[Any, ...]
-    ) -> tuple[Any, bool]:
-        """Return the result, and whether the handler was cancelled meanwhile."""
+    async def _call_on_thread(self, call: _Call) -> Any:
         context = contextvars.copy_context()
-        call = self._loop.run_in_executor(self._threads, partial(context.run, function, *args))
+        work = partial(context.run, _returning, call.function, *call.args)
+        running = self._loop.run_in_executor(self._threads, work)
         try:
-            return await asyncio.shield(call), False
+            return await asyncio.shield(running)
         except asyncio.CancelledError:
             if self.closed:
                 raise
             # A thread cannot be stopped: what it does counts, so its result is kept.
-            await asyncio.wait([call])
-            return call.result(), True
+            await asyncio.wait([running])
+            return running.result()
 
     # ------------------------------------------------------------ the journal
 
@@ -320,7 +386,16 @@ class Execution:
         return scope, f"{scope.path}{name}#{number}"
 
     def _recorded(self, key: str, kind: Kind, args_hash: bytes | None) -> JournalEntry | None:
-        return self._journal.find(key, kind, args_hash)
+        try:
+            return self._journal.find(key, kind, args_hash)
+        except Diverged as divergence:
+            raise self._diverge(divergence) from None
+
+    def _diverge(self, divergence: Diverged) -> Diverged:
+        """Leave at once: neither a `finally` block nor another branch may do anything more."""
+        self.diverged = divergence
+        self.leave()
+        return divergence
 
     def _entry(
         self,
@@ -353,10 +428,6 @@ class Execution:
             try:
                 # Shielded: a cancel that arrives now must not lose what is being recorded.
                 ours = await asyncio.shield(self._append_soon(entry))
-            except asyncio.CancelledError:
-                if self.closed:
-                    raise LeftMemory from None
-                raise
             except Exception:
                 # Nothing was committed. The handler must not mistake that for a failure of its own.
                 logger.exception(
@@ -386,12 +457,34 @@ class Execution:
             return
         wait: asyncio.Future[None] = self._loop.create_future()
         timer = self._loop.call_later(seconds, _wake, wait)
-        self._waits.add(wait)
+        try:
+            await self._until(wait)
+        finally:
+            timer.cancel()
+
+    async def _until(self, wait: asyncio.Future[None]) -> None:
+        self._waits[wait] = asyncio.current_task()
         try:
             await wait
         finally:
-            self._waits.discard(wait)
-            timer.cancel()
+            del self._waits[wait]
+        if self.closed:
+            raise LeftMemory
+
+    async def _hold_if_leaving(self) -> None:
+        """While the handler leaves, nothing new begins; what other branches run may end."""
+        if self.closed:
+            raise LeftMemory
+        if not self._leaving:
+            return
+        if self._steps > 0:
+            await self._until(self._loop.create_future())
+        self.leave()
+        raise LeftMemory
+
+    def _raise_if_left(self) -> None:
+        if self.left:
+            raise LeftMemory
 
     # ------------------------------------------------------------ interruption
 
@@ -405,21 +498,29 @@ class Execution:
         )
 
     async def _interrupt_here(self) -> None:
-        # Always through the handler's main task, so that a gather sees the same on every run.
-        self._cancel_handler()
-        await self._loop.create_future()
+        if self._interrupt_write is not None:
+            # Only what is recorded happens the same way again.
+            await asyncio.wait([self._interrupt_write])
+        else:
+            # Always through the handler's main task, so that a gather sees the same on every run.
+            self._cancel_handler()
+        # The cancellation arrives here, unless the main task does not wait for this one. Then it
+        # went on when this happened first, and goes on now.
+        await asyncio.sleep(0)
+        if self.closed:
+            raise LeftMemory
 
-    def _interrupt_recorded(self, written: asyncio.Future[bool]) -> None:
-        if self.closed or self.interrupted or written.cancelled():
+    def _interrupt_recorded(self, reason: Reason, written: asyncio.Future[bool]) -> None:
+        if self.closed or written.cancelled():
             return
         if (error := written.exception()) is not None:
-            # Not recorded, so not in force. The cancel request itself is in the database, and the
-            # next run of the handler sees it.
+            # Not recorded, so not in force: what goes on until the next try counts.
             logger.error(
                 "cannot record the cancellation",
                 extra={"token": self.identity.token, "error": repr(error)},
             )
-            self._interrupt = None
+            self._interrupt = self._interrupt_write = None
+            self._loop.call_later(_WRITE_RETRY_SECONDS, self.interrupt, reason)
         elif written.result():
             self._cancel_handler()
         else:
@@ -454,6 +555,14 @@ def now_ms() -> int:
 def _wake(wait: asyncio.Future[None]) -> None:
     if not wait.done():
         wait.set_result(None)
+
+
+def _returning(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except StopIteration as error:
+        # A future cannot hold one, and its waiter would wait for ever.
+        raise RuntimeError(f"{function!r} raised StopIteration") from error
 
 
 def _checked(output: bytes) -> bytes:

@@ -6,7 +6,7 @@ import threading
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -79,6 +79,7 @@ class HandlerThreads:
         self._size = size
         self._executor = ThreadPoolExecutor(size, thread_name_prefix="nexus-handler")
         self._taken = 0
+        self._lock = threading.Lock()
 
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run a function on a thread that sees the caller's context variables.
@@ -90,22 +91,21 @@ class HandlerThreads:
             raise HandlerError(
                 f"all {self._size} handler threads are busy", type=HandlerErrorType.UNAVAILABLE
             )
-        self._taken += 1
+        with self._lock:
+            self._taken += 1
         context = contextvars.copy_context()
-        future = asyncio.get_running_loop().run_in_executor(
-            self._executor, partial(context.run, function, *args)
-        )
-        future.add_done_callback(self._returned)
-        return future
+        work = self._executor.submit(context.run, _returning, function, *args)
+        work.add_done_callback(self._returned)
+        return asyncio.wrap_future(work)
 
     def close(self) -> None:
         """Let the threads end; one that is still busy is not waited for."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _returned(self, future: asyncio.Future[Any]) -> None:
-        self._taken -= 1
-        if not future.cancelled():
-            future.exception()  # seen, also where nobody waits any more
+    def _returned(self, work: Future[Any]) -> None:
+        # By the thread itself: the request may be given up long before.
+        with self._lock:
+            self._taken -= 1
 
 
 async def run_within_request(
@@ -143,19 +143,19 @@ async def run_within_request(
         if cancellation.cancellation_reason() is None:
             cancellation.cancel("the server is shutting down")
             raise
-        guard.task.uncancel()
         if cancellation.cancellation_reason() == "request timeout":
             raise request_timed_out() from None
         raise ClientDisconnected from None
     finally:
         guard.done = True
+        if guard.fired:
+            guard.task.uncancel()  # spent here, whatever the handler made of it
         if timer is not None:
             timer.cancel()
         if watch is not None:
             watch.cancel()
     if guard.fired:
         # The handler held on to its answer although it was cancelled; it is too late for it.
-        guard.task.uncancel()
         raise request_timed_out()
     return value
 
@@ -205,6 +205,14 @@ def _resume(coroutine: Coroutine[Any, Any, T], waiting: Any) -> Generator[Any, A
         except StopIteration as done:
             value: T = done.value
             return value
+
+
+def _returning(function: Callable[..., T], *args: Any) -> T:
+    try:
+        return function(*args)
+    except StopIteration as error:
+        # A future cannot hold one, and its waiter would wait for ever.
+        raise RuntimeError(f"{function!r} raised StopIteration") from error
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

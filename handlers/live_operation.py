@@ -1,6 +1,7 @@
 """A durable operation while it is in memory."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexusrpc import Link
 
-from callbacks.database import Writer
+from callbacks.database import DatabaseClosed, Writer
 from handlers.journal import Journal
 from handlers.operation_store import StoredOperation, set_links, set_progress
 
@@ -38,6 +39,7 @@ class LiveOperation:
     cancel_requested: bool = False
     deadline_passed: bool = False
     ended: bool = False
+    paused: bool = False
     handler_links: list[Link] = field(default_factory=list)
     journal: Journal = field(default_factory=Journal)
     execution: "Execution | None" = None
@@ -88,7 +90,8 @@ class LiveOperation:
             if done.cancelled() or done.exception() is not None or not done.result():
                 return  # progress is for show: the next one may get through
             if self.progress is not None and self.progress != progress:
-                self._write_progress(self.progress)
+                with contextlib.suppress(DatabaseClosed):
+                    self._write_progress(self.progress)
 
         self._progress_write.add_done_callback(written)
 

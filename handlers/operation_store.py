@@ -173,7 +173,7 @@ _INSERT = Statement(
 )
 _FORGET = Statement(
     sa.delete(_operation).where(
-        _operation.c.token == _bind("token"), _operation.c.handler_token.is_(None)
+        _operation.c.token == _bind("token"), _operation.c.handler_token.is_(None), _is_open
     )
 )
 
@@ -198,7 +198,10 @@ class RecordStart:
 
 @dataclass(frozen=True, slots=True)
 class ForgetStart:
-    """Take a start back: its handler refused the request, so nothing was accepted."""
+    """Take a start back: its handler refused the request, so nothing was accepted.
+
+    An operation that has ended all the same, or was accepted, stays.
+    """
 
     token: str
 
@@ -255,7 +258,8 @@ _fence = sa.and_(
     _operation.c.state == State.RUNNING.value,
 )
 _APPEND = Statement(
-    sa.insert(_journal).from_select(
+    insert_or_ignore(_journal)
+    .from_select(
         [
             "token",
             "key",
@@ -283,6 +287,15 @@ _APPEND = Statement(
             _bind("created_at", type_=sa.BigInteger),
         ).where(_fence),
     )
+    .on_conflict_do_nothing()
+)
+_IS_RECORDED = Statement(
+    sa.select(_journal.c.key).where(
+        _journal.c.token == _bind("token"),
+        _journal.c.key == _bind("key"),
+        _journal.c.epoch == _bind("epoch"),
+        _journal.c.ordinal == _bind("ordinal"),
+    )
 )
 
 
@@ -297,24 +310,21 @@ class AppendJournal:
     def apply(self, tx: Transaction) -> bool:
         """Return False where the operation is no longer ours to write."""
         entry = self.entry
-        return bool(
-            tx.execute(
-                _APPEND,
-                {
-                    "token": self.token,
-                    "epoch": self.epoch,
-                    "key": entry.key,
-                    "ordinal": entry.ordinal,
-                    "kind": entry.kind,
-                    "args_hash": entry.args_hash,
-                    "output": entry.output,
-                    "error": entry.error,
-                    "attempt": entry.attempt,
-                    "wake_at": entry.wake_at,
-                    "created_at": entry.created_at,
-                },
-            )
-        )
+        values = {
+            "token": self.token,
+            "epoch": self.epoch,
+            "key": entry.key,
+            "ordinal": entry.ordinal,
+            "kind": entry.kind,
+            "args_hash": entry.args_hash,
+            "output": entry.output,
+            "error": entry.error,
+            "attempt": entry.attempt,
+            "wake_at": entry.wake_at,
+            "created_at": entry.created_at,
+        }
+        # A commit that failed may have been one all the same, and is then tried again.
+        return bool(tx.execute(_APPEND, values)) or bool(tx.fetch(_IS_RECORDED, values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,25 +428,29 @@ _CLAIM = Statement(
         state=State.RUNNING.value,
         epoch=_operation.c.epoch + 1,
         pause_reason=None,
-        attempts=_bind("new_attempts"),
+        attempts=sa.case(
+            (_operation.c.state == State.PAUSED.value, 0), else_=_operation.c.attempts
+        ),
     )
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Take an operation under a new epoch; what an earlier owner still writes is then fenced."""
+    """Take an operation under a new epoch; what an earlier owner still writes is then fenced.
+
+    One that was paused gets all its attempts again.
+    """
 
     token: str
     state: State
-    attempts: int
 
     def apply(self, tx: Transaction) -> bool:
         """Return False where the operation is no longer in that state."""
         return bool(
             tx.execute(
                 _CLAIM,
-                {"token": self.token, "state_is": self.state, "new_attempts": self.attempts},
+                {"token": self.token, "state_is": self.state},
             )
         )
 

@@ -108,7 +108,8 @@ def _jsonable(value: Any) -> Any:
         # Sets are in another order in the next process.
         return sorted(_canonical(item) for item in value)
     if isinstance(value, Iterator):
-        raise TypeError("an iterator can be read only once; give a list")
+        message = "an iterator can be read only once; give a list"
+        raise ValueError(message)  # noqa: TRY004  # a TypeError here is about keys
     return to_jsonable_python(value, bytes_mode="base64")
 
 

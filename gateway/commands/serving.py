@@ -1,12 +1,14 @@
 """`serve`, `check-config`, `openapi` and `database migrate`: what reads the settings."""
 
+import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from callbacks.database import sqlite_path
-from gateway.api_keys import ApiKeys
+from gateway.api_keys import has_valid_key
 from gateway.app import create_app
 from gateway.loading import load_target
 from gateway.logs import set_up_logs
@@ -15,8 +17,10 @@ from gateway.runtime import registry
 from gateway.schema import migrate
 from gateway.server import check_bind
 from gateway.server import serve as run_server
-from gateway.settings import InvalidSettings, Settings, read_settings
+from gateway.settings import InvalidSettings, Settings, read_settings, unknown_variables
 from handlers.services import ServiceRegistry
+
+logger = logging.getLogger(__name__)
 
 Targets = Annotated[
     list[str] | None,
@@ -80,8 +84,10 @@ def serve(
         raise InvalidSettings(
             "there is nothing to serve: name a TARGET, such as my_services:services"
         )
-    keys = ApiKeys(sqlite_path(settings.database)).list()
-    check_bind(settings, has_keys=any(key.revoked_at is None for key in keys))
+    for name in unknown_variables(os.environ):
+        logger.warning("there is no such setting, so it is ignored: %s", name)
+    # The database is only looked into: another gateway may serve it.
+    check_bind(settings, has_keys=has_valid_key(sqlite_path(settings.database)))
     run_server(create_app(services, endpoints=endpoints, settings=settings), settings)
 
 
@@ -89,6 +95,8 @@ def check_config(config: Config = None, targets: Targets = None) -> None:
     """Check settings and targets, and say what would be served."""
     settings = _settings(config, targets=targets or None)
     sqlite_path(settings.database)
+    for name in unknown_variables(os.environ):
+        typer.echo(f"warning: there is no such setting, so it is ignored: {name}", err=True)
     for hosted in _registry(settings):
         typer.echo(
             f"{hosted.endpoint}: {hosted.service}/{hosted.operation} ({hosted.kind.name.lower()})"

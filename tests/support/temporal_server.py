@@ -42,31 +42,29 @@ class TemporalServer:
         self.http_url = f"http://127.0.0.1:{http_port}"
 
     @classmethod
-    def start(cls, *, callback_delay_ceiling: str = "2s") -> Self:
+    def start(cls) -> Self:
         """Start a server and wait until it answers.
-
-        Args:
-            callback_delay_ceiling: The longest wait between two attempts of a Nexus request;
-                Temporal's own is an hour, which no test outlives.
 
         Raises:
             TemporalNotStarted: It did not come up.
         """
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(TemporalNotStarted):  # somebody else took one of the ports
-                return cls._start_once(callback_delay_ceiling)
-        return cls._start_once(callback_delay_ceiling)
+                return cls._start_once()
+        return cls._start_once()
 
     @classmethod
-    def _start_once(cls, delay_ceiling: str) -> Self:
+    def _start_once(cls) -> Self:
         port, http_port = _free_ports(2)
-        callback_url = f"http://127.0.0.1:{http_port}/namespaces/{{{{.NamespaceName}}}}/nexus/callback"
+        callback_url = (
+            f"http://127.0.0.1:{http_port}/namespaces/{{{{.NamespaceName}}}}/nexus/callback"
+        )
         dynamic_config = {
             "nexusoperation.callback.endpoint.template": callback_url,
             "component.nexusoperations.callback.endpoint.template": callback_url,
             "callback.allowedAddresses": [{"Pattern": "*", "AllowInsecure": True}],
-            "nexusoperation.retryPolicy.maxInterval": delay_ceiling,
-            "component.nexusoperations.retryPolicy.maxInterval": delay_ceiling,
+            # Between two attempts of a Nexus request. Its own is an hour, which no test outlives.
+            "component.nexusoperations.retryPolicy.maxInterval": "2s",
         }
         settings = [f"{key}={json.dumps(value)}" for key, value in dynamic_config.items()]
         with tempfile.NamedTemporaryFile(prefix="temporal-", suffix=".log", delete=False) as output:

@@ -1,0 +1,123 @@
+"""The servers under measurement: processes on free ports of 127.0.0.1."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+_LISTENING = re.compile(r"(?:listening|running) on (http://127\.0\.0\.1:\d+)")
+_STARTS_WITHIN_SECONDS = 30.0
+_UVICORN = (
+    *(sys.executable, "-m", "uvicorn", "--workers", "1", "--loop", "uvloop"),
+    *("--http", "httptools", "--no-access-log", "--host", "127.0.0.1", "--port", "0"),
+)
+
+
+class ServerNotStarted(Exception):
+    """A server ended, or did not listen in time; the message has what it wrote."""
+
+
+class Server:
+    """One server process; use it in a `with` block, which ends it."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._log_path = folder / f"{name}.log"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("NEXUS_", "FLOOR_"))}
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env={**kept, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self.base_url = self._wait_until_it_listens()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def log(self) -> str:
+        """Return what the server wrote."""
+        return self._log_path.read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End the process: politely, and after 10 s for good."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _wait_until_it_listens(self) -> str:
+        deadline = time.monotonic() + _STARTS_WITHIN_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if (match := _LISTENING.search(self.log())) is not None:
+                return match[1]
+            time.sleep(0.02)
+        raise ServerNotStarted(f"{self.name} (exit code {self._process.poll()}):\n{self.log()}")
+
+
+def floor_gateway(folder: Path) -> Server:
+    """Start the floor of a durable operation, on a new file, with an fsync on every commit."""
+    environment = {"FLOOR_DB": str(folder / "floor.db"), "FLOOR_SYNC": "FULL"}
+    command = [*_UVICORN, "benchmarks.floor_gateway:app"]
+    return Server("floor", command, folder, environment)
+
+
+def starlette_echo(folder: Path) -> Server:
+    """Start the floor of an inline operation."""
+    return Server("echo", [*_UVICORN, "benchmarks.echo_app:app"], folder, {})
+
+
+def gateway(folder: Path) -> Server:
+    """Start the gateway as its users do, on a new file."""
+    command = [
+        *(str(Path(sys.executable).with_name("nexus-gateway")), "serve"),
+        *("benchmarks.bench_service:services", "--port", "0", "--allow-private-callbacks"),
+        *("--database", f"sqlite:///{folder / 'gateway.db'}"),
+    ]
+    return Server("gateway", command, folder, {})
+
+
+def database_counters(server: Server) -> tuple[float, float]:
+    """Return how many transactions and writes the gateway has committed, from `/metrics`."""
+    with urllib.request.urlopen(f"{server.base_url}/metrics", timeout=10) as response:  # noqa: S310  # our own
+        text = response.read().decode()
+    return _counter(text, "nexus_database_commits"), _counter(text, "nexus_database_writes")
+
+
+def _counter(metrics: str, name: str) -> float:
+    match = re.search(rf"^{name}_total (\S+)$", metrics, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"/metrics has no {name}_total")
+    return float(match[1])
