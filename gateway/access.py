@@ -5,7 +5,6 @@ import ipaddress
 import secrets
 import time
 from dataclasses import dataclass
-from enum import StrEnum
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -14,6 +13,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 from callbacks.database import SqliteDatabase, Statement, table_of
 from gateway.asgi import Scope
 from gateway.records import ApiKeyRecord
+from gateway.roles import Role
 from nexus_spec import Headers
 
 _KEY_PREFIX = "nxk_"
@@ -27,13 +27,6 @@ _FIND_KEY = Statement(
     )
 )
 _ANY_KEY = Statement(sa.select(_keys.c.id).where(_keys.c.revoked_at.is_(None)).limit(1))
-
-
-class Role(StrEnum):
-    """What a principal may do."""
-
-    CALL = "call"  # start, cancel and ask for its own operations
-    OPERATE = "operate"  # everything
 
 
 @dataclass(frozen=True, slots=True)

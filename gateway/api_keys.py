@@ -11,8 +11,9 @@ import sqlalchemy as sa
 
 from callbacks.database import DatabaseError, Statement, table_of
 from callbacks.database.sqlite import connect
-from gateway.access import Role, hash_secret, new_secret
+from gateway.access import hash_secret, new_secret
 from gateway.records import ApiKeyRecord
+from gateway.roles import Role
 from gateway.schema import migrate
 from handlers.execution import now_ms
 

@@ -37,8 +37,18 @@ def set_up_logs(log_format: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def announcement(log_format: str, logger: str, message: str) -> str:
+    """Return a line that is told whatever the level, in the format of the logs."""
+    if log_format != "json":
+        return f"{message}\n"
+    record = logging.makeLogRecord({"name": logger, "levelno": logging.INFO, "msg": message})
+    record.levelname = "INFO"
+    return f"{JsonFormatter().format(record)}\n"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -88,4 +98,4 @@ class JsonFormatter(logging.Formatter):
 
 def _plain(value: object) -> str:
     text = str(value)
-    return json.dumps(text) if " " in text or not text else text
+    return json.dumps(text) if not text.isprintable() or " " in text or not text else text

@@ -3,18 +3,20 @@
 from collections.abc import Awaitable, Callable
 
 from nexusrpc import HandlerError, HandlerErrorType
+from starlette.datastructures import URLPath
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, NoMatchFound, Route
 from starlette.types import Receive, Scope, Send
 
 from clients.completion_receiver import CompletionReceiver
 from gateway import operators_api
-from gateway.access import Role, require
+from gateway.access import require
 from gateway.asgi import Answer, Disconnected, send_answer
 from gateway.error_responses import error_response
 from gateway.metrics import CONTENT_TYPE, render_metrics
 from gateway.nexus_routes import NexusEndpoint, NexusRoute
 from gateway.openapi import openapi_json, openapi_yaml
+from gateway.roles import Role
 from gateway.runtime import Gateway
 from nexus_spec import Headers
 
@@ -50,7 +52,7 @@ def all_routes(gateway: Gateway) -> list[BaseRoute]:
             )
         ),
         _route(gateway, "GET", "/", welcome, None),
-        Mount("/", app=_View(gateway, None, unknown_path, None)),
+        _AnyPath(_View(gateway, None, unknown_path, None)),
     ]
 
 
@@ -111,6 +113,22 @@ async def unknown_path(gateway: Gateway, request: Request) -> Answer:
 
 def _route(gateway: Gateway, method: str, path: str, view: View, role: Role | None) -> Route:
     return Route(path, endpoint=_View(gateway, method, view, role), include_in_schema=False)
+
+
+class _AnyPath(BaseRoute):
+    """What no other route took; a `Mount` would miss a path that holds a line break."""
+
+    def __init__(self, view: "_View") -> None:
+        self._view = view
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return Match.FULL, {}
+
+    def url_path_for(self, name: str, /, **path_params: object) -> URLPath:
+        raise NoMatchFound(name, dict(path_params))
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._view(scope, receive, send)
 
 
 class _View:

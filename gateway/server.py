@@ -12,6 +12,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from gateway.access import is_loopback
+from gateway.http_protocol import Http1Protocol
+from gateway.logs import announcement
 from gateway.runtime import Gateway
 from gateway.settings import InvalidSettings, Settings
 
@@ -33,7 +35,7 @@ def serve(app: Starlette, settings: Settings) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Http1Protocol,
         ws="none",
         lifespan="off",  # run by `_Server`, so that its errors reach the person who started it
         log_config=None,
@@ -42,7 +44,7 @@ def serve(app: Starlette, settings: Settings) -> None:
         date_header=True,
         timeout_graceful_shutdown=round(settings.drain_seconds) or 1,
     )
-    server = _Server(config, app, listener)
+    server = _Server(config, app, listener, settings.log_format)
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.run())
 
@@ -50,10 +52,13 @@ def serve(app: Starlette, settings: Settings) -> None:
 class _Server(uvicorn.Server):
     """uvicorn with our signals: its own would end the process by the signal, not with 0."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette, listener: socket.socket) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: Starlette, listener: socket.socket, log_format: str
+    ) -> None:
         super().__init__(config)
         self._app = app
         self._listener = listener
+        self._log_format = log_format
 
     async def run(self) -> None:  # type: ignore[override]  # ours runs inside the loop
         loop = asyncio.get_running_loop()
@@ -65,7 +70,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            _announce(self._listener)
+            message = f"listening on {_url(self._listener)}"
+            sys.stderr.write(announcement(self._log_format, __name__, message))
+            sys.stderr.flush()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -117,8 +124,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(listener: socket.socket) -> None:
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    sys.stderr.write(f"listening on http://{shown}:{port}\n")
-    sys.stderr.flush()
+    return f"http://{shown}:{port}"

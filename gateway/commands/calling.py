@@ -3,24 +3,36 @@
 import asyncio
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
+import httpx
 import typer
-from nexusrpc import HandlerError, OperationError, OperationErrorState
+from nexusrpc import Content, HandlerError, OperationError, OperationErrorState
 from rich.console import Console
+from rich.status import Status
+from rich.text import Text
 
-from clients import ClientError, NexusClient, StillRunning
-from nexus_spec import InvalidWireValue, parse_duration
+from clients import ClientError, NexusClient, RetryPolicy, StillRunning, Unreachable
+from nexus_spec import InvalidWireValue, check_name, parse_duration
 
 EXIT_REFUSED = 3
 EXIT_FAILED = 4
 EXIT_CANCELED = 5
 EXIT_STILL_RUNNING = 6
 EXIT_UNREACHABLE = 7
+EXIT_INTERRUPTED = 130
+
+# A start is tried for a second: who calls by hand wants to hear at once that nobody listens there.
+_START_RETRY = RetryPolicy(max_attempts=4)
+_PROGRESS_SECONDS = 1.0
+_ENDPOINT_PATH = re.compile(r"(?:/nexus/endpoints/[^/]+)?/services/?\Z")
 
 
 def call(
@@ -49,92 +61,190 @@ def call(
         typer.Option(envvar="NEXUS_GATEWAY_API_KEY", help="An API key.", show_default=False),
     ] = None,
 ) -> None:
-    """Call an operation and print its result as JSON.
+    """Call an operation and print its result, as the service wrote it.
+
+    The operation's token is printed on standard error, and its progress where that is a terminal
+    and the API key may see it.
 
     Exit codes: 0 succeeded, 3 the request was refused, 4 the operation failed, 5 it was
-    canceled, 6 it still runs after --wait (its token is printed on standard error), 7 the
-    endpoint cannot be reached, 2 wrong usage.
+    canceled, 6 it still runs after --wait, 7 the endpoint cannot be reached or does not speak
+    the protocol, 2 wrong usage.
     """
-    value = _read_input(input_json, input_file)
+    data = _read_input(input_json, input_file)
     try:
+        check_name(service, "service")
+        check_name(operation, "operation")
         patience = parse_duration(wait)
     except InvalidWireValue as error:
-        raise typer.BadParameter(str(error), param_hint="--wait") from error
+        raise typer.BadParameter(str(error)) from error
     errors = Console(stderr=True)
+    caller = _Caller(errors, endpoint, api_key, service, operation)
     try:
-        client_call = _call(
-            errors, endpoint, api_key, service, operation, value, patience, request_id
-        )
-        result = asyncio.run(client_call)
-    except OperationError as error:
-        _say(errors, error.state.value, error)
-        canceled = error.state is OperationErrorState.CANCELED
-        raise typer.Exit(EXIT_CANCELED if canceled else EXIT_FAILED) from error
-    except HandlerError as error:
-        _say(errors, f"refused ({error.raw_error_type})", error)
-        raise typer.Exit(EXIT_REFUSED) from error
-    except StillRunning as error:
-        _say(errors, "still running", error)
-        raise typer.Exit(EXIT_STILL_RUNNING) from error
-    except (ClientError, ValueError) as error:
-        _say(errors, "error", error)
-        raise typer.Exit(EXIT_UNREACHABLE) from error
+        result = asyncio.run(caller.call(data, patience, request_id))
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    if isinstance(result, bytes):
-        sys.stdout.buffer.write(result)
-    else:
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except Exception as error:  # noqa: BLE001  # told apart there, and raised again
+        _exit(errors, error, endpoint, wait)
+    _print_result(result)
 
 
-async def _call(
-    errors: Console,
-    endpoint: str,
-    api_key: str | None,
-    service: str,
-    operation: str,
-    value: Any,
-    patience: timedelta,
-    request_id: str | None,
-) -> Any:
-    deadline = asyncio.get_running_loop().time() + patience.total_seconds()
-    async with NexusClient(endpoint, api_key=api_key) as nexus:
-        with _progress(errors, f"{service}/{operation}: starting") as status:
-            handle = await nexus.start((service, operation), value, request_id=request_id)
-            if handle.token is not None:
-                status.update(f"{service}/{operation}: running, token {handle.token}")
-                if not errors.is_terminal:
-                    errors.print(f"token {handle.token}", highlight=False, soft_wrap=True)
-            left = deadline - asyncio.get_running_loop().time()
-            return await handle.result(timeout=max(0.0, left))
-
-
-@contextlib.contextmanager
-def _progress(errors: Console, text: str) -> Iterator[Any]:
-    with errors.status(text) as status:
-        yield status
-
-
-def _say(errors: Console, what: str, error: BaseException) -> None:
-    errors.print(f"{what}: {error}", highlight=False, markup=False, soft_wrap=True)
+def _exit(errors: Console, error: Exception, endpoint: str, wait: str) -> NoReturn:
+    said = str(error)
+    match error:
+        case OperationError(state=OperationErrorState.CANCELED):
+            what, code = "canceled", EXIT_CANCELED
+        case OperationError():
+            what, code = "failed", EXIT_FAILED
+        case HandlerError():
+            what, code = f"refused ({error.raw_error_type})", EXIT_REFUSED
+        case StillRunning():
+            what, code, said = "still running", EXIT_STILL_RUNNING, f"not ended within {wait}"
+        case Unreachable():
+            what, code = f"cannot reach {endpoint}", EXIT_UNREACHABLE
+        case ClientError():
+            what, code = "error", EXIT_UNREACHABLE
+        case ValueError():  # of an argument: the endpoint's URL, the API key, the request id
+            raise typer.BadParameter(str(error)) from error
+        case _:
+            raise error
+    _say(errors, f"{what}: {said}")
     cause = error.__cause__
     while cause is not None:
         if isinstance(cause, HandlerError | OperationError | ClientError):
-            errors.print(f"  caused by: {cause}", highlight=False, markup=False, soft_wrap=True)
+            _say(errors, f"  caused by: {cause}")
         cause = cause.__cause__
+    raise typer.Exit(code) from error
 
 
-def _read_input(input_json: str | None, input_file: Path | None) -> Any:
+class _Caller:
+    """One call: its start, the wait for its end, and what is shown meanwhile."""
+
+    def __init__(
+        self, errors: Console, endpoint: str, api_key: str | None, service: str, operation: str
+    ) -> None:
+        self._errors = errors
+        self._endpoint = endpoint
+        self._api_key = api_key
+        self._service = service
+        self._operation = operation
+        self._began = time.monotonic()
+
+    async def call(self, data: bytes, patience: timedelta, request_id: str | None) -> Content:
+        deadline = self._began + patience.total_seconds()
+        with self._errors.status(self._text("starting")) as status:
+            async with self._client(_START_RETRY) as nexus:
+                started = await nexus.start(
+                    (self._service, self._operation), data, request_id=request_id
+                )
+                if started.token is None:
+                    inline: Content = await started.result()
+                    return inline
+            _say(self._errors, f"token {started.token}")
+            # Patiently from here on: the operation outlives a restart of its gateway.
+            async with self._client(RetryPolicy()) as nexus, self._shown(status, started.token):
+                handle = nexus.handle(self._service, self._operation, started.token)
+                result: Content = await handle.result(max(0.0, deadline - time.monotonic()))
+                return result
+
+    def _client(self, retry: RetryPolicy) -> NexusClient:
+        return NexusClient(
+            self._endpoint, api_key=self._api_key, retry=retry, serializer=_Verbatim()
+        )
+
+    @contextlib.asynccontextmanager
+    async def _shown(self, status: Status, token: str) -> AsyncIterator[None]:
+        """Show how far the operation is, where a person looks."""
+        if not self._errors.is_terminal:
+            yield
+            return
+        watching = asyncio.create_task(self._watch(status, token))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _watch(self, status: Status, token: str) -> None:
+        # The operators' API of this gateway. Other servers have none, and a key with role `call`
+        # may not ask: then only the time is shown.
+        root = _ENDPOINT_PATH.sub("", self._endpoint)
+        url = f"{root}/api/v1/operations/{quote(token, safe='')}"
+        headers = {} if self._api_key is None else {"authorization": f"Bearer {self._api_key}"}
+        told = root != self._endpoint
+        async with httpx.AsyncClient(headers=headers, timeout=5.0) as http:
+            while True:
+                progress = await _progress_of(http, url) if told else None
+                told = progress is not None
+                seconds = timedelta(seconds=round(time.monotonic() - self._began))
+                status.update(self._text(f"{progress or 'running'} {seconds}"))
+                await asyncio.sleep(_PROGRESS_SECONDS)
+
+    def _text(self, what: str) -> Text:
+        return Text(f"{self._service}/{self._operation}: {what}")
+
+
+async def _progress_of(http: httpx.AsyncClient, url: str) -> str | None:
+    """Return how far an operation is; None where the server does not tell."""
+    try:
+        response = await http.get(url)
+        document = response.json() if response.status_code == 200 else {}
+        state, progress = str(document["state"]), document["progress"]
+        if progress is None:
+            return state
+        return f"{state} {progress['fraction']:.0%} {progress['message']}".rstrip()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+        return None
+
+
+class _Verbatim:
+    """Sends JSON text as it was given, and hands the result over as it came.
+
+    Reading and writing it again would round numbers and change what the service wrote.
+    """
+
+    async def serialize(self, value: Any) -> Content:
+        return Content(headers={"content-type": "application/json"} if value else {}, data=value)
+
+    async def deserialize(self, content: Content, as_type: type[Any] | None = None) -> Any:
+        return content
+
+
+def _print_result(content: Content) -> None:
+    data = content.data
+    content_type = content.headers.get("content-type")
+    if not data and content_type is None:
+        data = b"null"
+    sys.stdout.buffer.write(data)
+    if content_type != "application/octet-stream" and not data.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _say(errors: Console, text: str) -> None:
+    errors.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _read_input(input_json: str | None, input_file: Path | None) -> bytes:
     if input_json is not None and input_file is not None:
         raise typer.BadParameter("give --input or --input-file, not both")
-    if input_file is not None:
-        try:
-            input_json = sys.stdin.read() if str(input_file) == "-" else input_file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{input_file}: {error}", param_hint="--input-file") from error
-    if input_json is None:
-        return None
+    option = "--input" if input_file is None else "--input-file"
     try:
-        return json.loads(input_json)
-    except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint="--input") from error
+        if input_file is None:
+            data = (input_json or "").encode()
+        elif str(input_file) == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            data = input_file.read_bytes()
+        if input_json is not None or input_file is not None:
+            json.loads(data.decode(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise typer.BadParameter(f"{input_file}: {error.strerror}", param_hint=option) from error
+    except UnicodeError as error:
+        raise typer.BadParameter("not text in UTF-8", param_hint=option) from error
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from error
+    return data
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")

@@ -1,19 +1,25 @@
 """`keys create|list|revoke`: done in the database itself, also while a gateway serves it."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from callbacks.database import sqlite_path
-from gateway.access import Role
-from gateway.api_keys import ApiKeys
-from gateway.commands.serving import Config, Database
-from gateway.settings import InvalidSettings, read_settings
+from gateway.commands.operations import wide_console
+from gateway.commands.options import Config, Database
+from gateway.roles import Role
+from nexus_spec import NexusError
+
+if TYPE_CHECKING:
+    from gateway.api_keys import ApiKeys
 
 app = typer.Typer(no_args_is_help=True, help="API keys of callers and operators.")
+
+
+class KeyRefused(NexusError):
+    """What was asked for cannot be done with keys."""
 
 
 @app.command()
@@ -27,7 +33,7 @@ def create(
 ) -> None:
     """Make a key and print it, this once."""
     if not principal or not principal.isprintable() or len(principal) > 200:
-        raise InvalidSettings("the name must have 1 to 200 printable characters")
+        raise KeyRefused("the name must have 1 to 200 printable characters")
     key, secret = _keys(database, config).create(principal, role)
     typer.echo(f"{key.id} for {principal!r} may {role.value}; the key is shown only now:", err=True)
     typer.echo(secret)
@@ -38,10 +44,9 @@ def list_keys(database: Database = None, config: Config = None) -> None:
     """List the keys, without their secrets."""
     table = Table("id", "principal", "role", "created", "revoked", box=None)
     for key in _keys(database, config).list():
-        table.add_row(
-            key.id, key.principal, key.role.value, _moment(key.created_at), _moment(key.revoked_at)
-        )
-    Console().print(table)
+        cells = (key.id, key.principal, key.role, _moment(key.created_at), _moment(key.revoked_at))
+        table.add_row(*map(Text, cells))
+    wide_console().print(table)
 
 
 @app.command()
@@ -52,11 +57,15 @@ def revoke(
 ) -> None:
     """Revoke a key; a running gateway refuses it within a second."""
     if not _keys(database, config).revoke(key_id):
-        raise InvalidSettings(f"there is no valid key {key_id!r}; see `nexus-gateway keys list`")
+        raise KeyRefused(f"there is no valid key {key_id!r}; see `nexus-gateway keys list`")
     typer.echo(f"{key_id} is revoked")
 
 
-def _keys(database: str | None, config: Config) -> ApiKeys:
+def _keys(database: str | None, config: Config) -> "ApiKeys":
+    from callbacks.database import sqlite_path
+    from gateway.api_keys import ApiKeys
+    from gateway.settings import read_settings
+
     return ApiKeys(sqlite_path(read_settings({"database": database}, config).database))
 
 

@@ -3,11 +3,13 @@
 import json
 import sys
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nexus_spec import NexusError, error_of_failure, parse_failure
 
@@ -62,14 +64,15 @@ def list_operations(
     for name in ("operation", "state", "started", "progress"):
         table.add_column(name, no_wrap=True)
     for row in document["operations"]:
-        table.add_row(
+        cells = (
             row["token"],
             f"{row['service']}/{row['operation']}",
             row["state"],
             _short(row["created_at"]),
             _progress(row["progress"]),
         )
-    _console().print(table)
+        table.add_row(*map(Text, cells))
+    wide_console().print(table)
 
 
 @app.command()
@@ -77,16 +80,17 @@ def show(
     token: Token, url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False
 ) -> None:
     """Show one operation: its steps, its outcome, its deliveries."""
-    document = request_api("GET", url, f"/operations/{token}", api_key)
+    document = request_api("GET", url, _path_of(token), api_key)
     if as_json:
         typer.echo(json.dumps(document))
         return
-    console = _console()
+    console = wide_console()
     steps, deliveries = document.pop("steps"), document.pop("deliveries")
     for name, value in document.items():
         if value is not None and value != "":
             console.print(f"[bold]{name}[/]: ", end="")
-            console.print(value if isinstance(value, str) else json.dumps(value), markup=False)
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            console.print(shown, markup=False, highlight=False, soft_wrap=True)
     _print_rows(console, "steps", steps, ("key", "kind", "attempts", "recorded_at", "error"))
     _print_rows(console, "deliveries", deliveries, ("url", "state", "attempts", "next_at"))
 
@@ -94,14 +98,14 @@ def show(
 @app.command()
 def cancel(token: Token, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """Ask an operation to end."""
-    request_api("POST", url, f"/operations/{token}/cancel", api_key)
+    request_api("POST", url, f"{_path_of(token)}/cancel", api_key)
     typer.echo("cancel requested")
 
 
 @app.command()
 def resume(token: Token, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """Run a paused operation again."""
-    request_api("POST", url, f"/operations/{token}/resume", api_key)
+    request_api("POST", url, f"{_path_of(token)}/resume", api_key)
     typer.echo("resumed")
 
 
@@ -122,10 +126,14 @@ def request_api(
         raise ApiCallFailed(
             f"cannot reach the gateway at {url}: {error}; is it running? (--url, NEXUS_GATEWAY_URL)"
         ) from error
-    if response.is_success:
-        answer: dict[str, Any] = response.json() if response.content else {}
-        return answer
+    except UnicodeEncodeError:
+        raise ApiCallFailed("the API key has characters that no key has") from None
     try:
+        if response.is_success:
+            answer = response.json() if response.content else {}
+            if isinstance(answer, dict):
+                return answer
+            raise ValueError("not an object")
         failure = parse_failure(response.content)
     except ValueError:
         raise ApiCallFailed(f"{url} answered {response.status_code}: is it a gateway?") from None
@@ -133,9 +141,14 @@ def request_api(
     raise ApiCallFailed(f"{refused.message} ({response.status_code})")
 
 
-def _console() -> Console:
+def wide_console() -> Console:
+    """Return what tables are printed on."""
     # A pipe has no width of its own, and what reads it wants whole lines.
     return Console() if sys.stdout.isatty() else Console(width=240)
+
+
+def _path_of(token: str) -> str:
+    return f"/operations/{quote(token, safe='')}"
 
 
 def _short(moment: str) -> str:
@@ -153,5 +166,5 @@ def _print_rows(
         return
     table = Table(*columns, title=title, title_justify="left", box=None)
     for row in rows:
-        table.add_row(*("" if row[c] is None else str(row[c]) for c in columns))
+        table.add_row(*(Text("" if row[c] is None else str(row[c])) for c in columns))
     console.print(table)

@@ -1,43 +1,28 @@
-"""`serve`, `check-config`, `openapi` and `database migrate`: what reads the settings."""
+"""`serve`, `check-config`, `openapi` and `database migrate`: what reads the settings.
+
+The gateway itself is imported where it is used: that takes a second, for which the commands that
+only call one must not wait.
+"""
 
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from callbacks.database import sqlite_path
-from gateway.api_keys import has_valid_key
-from gateway.app import create_app
-from gateway.loading import load_target
-from gateway.logs import set_up_logs
-from gateway.openapi import openapi_json, openapi_yaml
-from gateway.runtime import registry
-from gateway.schema import migrate
-from gateway.server import check_bind
-from gateway.server import serve as run_server
-from gateway.settings import InvalidSettings, Settings, read_settings, unknown_variables
-from handlers.services import ServiceRegistry
+from gateway.commands.options import Config, Database, Targets
+from nexus_spec import NexusError
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+    from handlers.services import ServiceRegistry
 
 logger = logging.getLogger(__name__)
 
-Targets = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[TARGET]...",
-        help="MODULE:ATTRIBUTE, or a file: ./orders/services.py:services. The attribute is a "
-        "service handler instance or a list of them.",
-        show_default=False,
-    ),
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="A YAML file with settings.", show_default=False)
-]
-Database = Annotated[
-    str | None,
-    typer.Option(help="sqlite:///PATH. [default: sqlite:///data/nexus.db]", show_default=False),
-]
+
+class NothingToServe(NexusError):
+    """No service was named, or not the one that was asked for."""
 
 
 def serve(
@@ -67,6 +52,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve operations over the Nexus protocol."""
+    from callbacks.database import sqlite_path
+    from gateway.api_keys import has_valid_key
+    from gateway.app import create_app
+    from gateway.logs import set_up_logs
+    from gateway.server import check_bind
+    from gateway.server import serve as run_server
+    from gateway.settings import unknown_variables
+
     settings = _settings(
         config,
         targets=targets or None,
@@ -81,7 +74,7 @@ def serve(
     set_up_logs(settings.log_format, settings.log_level)
     services, endpoints = _load(settings)
     if not services and not endpoints:
-        raise InvalidSettings(
+        raise NothingToServe(
             "there is nothing to serve: name a TARGET, such as my_services:services"
         )
     for name in unknown_variables(os.environ):
@@ -93,6 +86,9 @@ def serve(
 
 def check_config(config: Config = None, targets: Targets = None) -> None:
     """Check settings and targets, and say what would be served."""
+    from callbacks.database import sqlite_path
+    from gateway.settings import unknown_variables
+
     settings = _settings(config, targets=targets or None)
     sqlite_path(settings.database)
     for name in unknown_variables(os.environ):
@@ -114,10 +110,12 @@ def openapi(
     ] = None,
 ) -> None:
     """Print the contract: the gateway's own routes, and the operations of the services given."""
+    from gateway.openapi import openapi_json, openapi_yaml
+
     settings = _settings(config, targets=target or None)
     hosted = _registry(settings)
     if service is not None and service not in {h.service for h in hosted}:
-        raise InvalidSettings(
+        raise NothingToServe(
             f"there is no service {service!r}; name what serves it with --target or --config"
         )
     if not list(hosted):
@@ -128,16 +126,23 @@ def openapi(
 
 def migrate_database(config: Config = None, database: Database = None) -> None:
     """Create the database's schema, or bring it up to date."""
+    from callbacks.database import sqlite_path
+    from gateway.schema import migrate
+
     settings = _settings(config, database=database)
     path = sqlite_path(settings.database)
     typer.echo(f"{path} has schema version {migrate(path)}")
 
 
-def _settings(config: Path | None, **options: Any) -> Settings:
+def _settings(config: Path | None, **options: Any) -> "Settings":
+    from gateway.settings import read_settings
+
     return read_settings(options, config)
 
 
-def _load(settings: Settings) -> tuple[list[Any], dict[str, list[Any]]]:
+def _load(settings: "Settings") -> tuple[list[Any], dict[str, list[Any]]]:
+    from gateway.loading import load_target
+
     services = [instance for target in settings.targets for instance in load_target(target)]
     endpoints = {
         name: [instance for target in endpoint.targets for instance in load_target(target)]
@@ -146,5 +151,7 @@ def _load(settings: Settings) -> tuple[list[Any], dict[str, list[Any]]]:
     return services, endpoints
 
 
-def _registry(settings: Settings) -> ServiceRegistry:
+def _registry(settings: "Settings") -> "ServiceRegistry":
+    from gateway.runtime import registry
+
     return registry(*_load(settings))

@@ -170,6 +170,7 @@ class Inline:
 
     @sync_operation(name="slow-thread")
     def slow_thread(self, ctx: StartOperationContext, name: str) -> str:
+        self._flags.wave(f"{name} began", "yes")
         if ctx.task_cancellation.wait_until_cancelled_sync(10.0):
             self._flags.wave(name, str(ctx.task_cancellation.cancellation_reason()))
         return "late"

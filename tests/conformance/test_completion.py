@@ -1,14 +1,16 @@
 """What a caller's callback receives, at a real receiver. Spec: SPEC.md#callback-urls."""
 
+import asyncio
 import json
 import re
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import pytest
 
 from tests.conformance.clause import Row, Table, operation_error, row_id, scenario
-from tests.conformance.world import World, post
+from tests.conformance.world import World, get, post
 from tests.support.callback_receiver import Answer
 
 pytestmark = pytest.mark.anyio
@@ -259,14 +261,14 @@ async def permanent(world: World) -> None:
     assert len(world.receiver.requests) == 1
 
 
-async def settled(world: World, token: str) -> dict[str, object]:
+async def settled(world: World, token: str) -> dict[str, Any]:
     """Return the one delivery of an operation when it is decided."""
-    raw = b"GET /api/v1/operations/%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % token.encode()
-    for _ in range(1000):
-        (delivery,) = (await world.exchange(raw)).json()["deliveries"]
-        if delivery["closed_at"] is not None:
-            return dict(delivery)
-    raise AssertionError(f"not settled: {delivery}")
+    async with asyncio.timeout(10):
+        while True:
+            answer = await world.exchange(get(f"/api/v1/operations/{token}"))
+            delivery: dict[str, Any] = answer.json()["deliveries"][0]
+            if delivery["closed_at"] is not None:
+                return delivery
 
 
 @pytest.mark.parametrize("row", CLAUSES, ids=row_id)

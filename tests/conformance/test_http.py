@@ -170,6 +170,41 @@ CLAUSES += [
         body=failure("BAD_REQUEST"),
     ),
     Clause(
+        id="callback/unknown",
+        says="a completion that nobody waits for is 404, typed",
+        request=post("/nexus/callback/x", 1, {"Nexus-Operation-State": "succeeded"}),
+        status=404,
+        body=failure("NOT_FOUND"),
+    ),
+    Clause(
+        id="callback/get",
+        says="a completion is a POST",
+        request=get("/nexus/callback/x"),
+        status=400,
+        body=failure("BAD_REQUEST", "GET"),
+    ),
+    Clause(
+        id="api/unknown-token",
+        says="the operators' API answers alike",
+        request=get("/api/v1/operations/no%00such%ff"),
+        status=404,
+        body=failure("NOT_FOUND"),
+    ),
+    Clause(
+        id="api/bad-query",
+        says="with the same typed errors",
+        request=get("/api/v1/operations?limit=-1&state=%00"),
+        status=400,
+        body=failure("BAD_REQUEST"),
+    ),
+    Clause(
+        id="api/method",
+        says="for methods too",
+        request=request("DELETE", "/api/v1/operations"),
+        status=400,
+        body=failure("BAD_REQUEST", "GET"),
+    ),
+    Clause(
         id="http/extension-parameters",
         says="unknown query parameters are ignored",
         request=post(f"{ECHO}?x=1&y&=z", 1),
@@ -197,6 +232,20 @@ async def expect_refused(world: World) -> None:
     async with connect(world.base_url) as connection:
         await connection.send(head + b"\r\n\r\n")
         assert (await connection.read_response()).status == 400
+
+
+@scenario(CLAUSES, "http/upgrade-keep-alive", "and the connection goes on in HTTP/1.1")
+async def keep_alive_after_offer(world: World) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "UPGRADE": "h2c", "HTTP2-Settings": "AAEA"}
+    text = "x\r\nUpgrade: in a body is no offer\r\n\r\n"
+    async with connect(world.base_url) as connection:
+        for number in range(3):
+            await connection.send(post(ECHO, [number], offer))
+            assert (await connection.read_response()).json() == [number]
+            head, body = post(ECHO, text, offer).split(b"\r\n\r\n", 1)
+            await connection.send(head + b"\r\n\r\n")
+            await connection.send(body)
+            assert (await connection.read_response()).json() == text
 
 
 @scenario(CLAUSES, "http/keep-alive", "a connection serves one request after the other")
@@ -260,6 +309,29 @@ async def answer_not_read(world: World) -> None:
     async with connect(world.base_url) as connection:
         await connection.send(raw)
     assert (await world.completion()).body == b'"sent"'
+
+
+@scenario(CLAUSES, "http/no-http", "what is no request gets the protocol's error")
+async def no_http(world: World) -> None:
+    for raw in (
+        b"hello\r\n\r\n",
+        request("POST", ECHO, {"X": "a\x00b"}),
+        b"post / HTTP/1.1\r\n\r\n",
+    ):
+        async with connect(world.base_url) as connection:
+            await connection.send(raw)
+            answer = await connection.read_response()
+            assert (answer.status, answer.json()["details"]["type"]) == (400, "BAD_REQUEST")
+            assert await connection.at_end()
+
+
+@scenario(CLAUSES, "http/endless-head", "a head that does not end is refused")
+async def endless_head(world: World) -> None:
+    async with connect(world.base_url) as connection:
+        await connection.send(b"POST / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 12_000)
+        answer = await connection.read_response()
+    assert answer.status == 400
+    assert "head" in answer.json()["message"]
 
 
 @scenario(CLAUSES, "http/close", "Connection: close is honoured")

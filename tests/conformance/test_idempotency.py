@@ -157,10 +157,12 @@ async def late_callback(world: World) -> None:
 
 @scenario(CLAUSES, "callback/eleventh", "an operation has at most ten callbacks")
 async def too_many_callbacks(world: World) -> None:
-    for number in range(11):
+    for number in range(10):
         headers = {"Nexus-Request-Id": world.name, "Nexus-Callback-Token": str(number)}
-        answer = await world.start("durable/gated", world.name, headers, callback=True)
-        assert answer.status == (201 if number < 10 else 400), answer.body
+        await world.started("durable/gated", world.name, headers, callback=True)
+    headers = {"Nexus-Request-Id": world.name, "Nexus-Callback-Token": "10"}
+    answer = await world.start("durable/gated", world.name, headers, callback=True)
+    assert answer.status == 400
     failure("BAD_REQUEST", "10")(answer.body)
     await world.open_gate(world.name)
     assert len(await world.receiver.received(10)) == 10
@@ -200,7 +202,7 @@ async def prefer_within_request_timeout(world: World) -> None:
     answer = await world.start("durable/forever", None, headers)
     took = time.monotonic() - began
     assert answer.status == 201
-    assert 0.1 <= took < 0.6
+    assert 0.1 <= took < 10  # not 30
 
 
 @scenario(CLAUSES, "prefer/replay", "a retry may wait as well")

@@ -268,6 +268,13 @@ CALLBACKS: Table = [
         body=json_has(callback_url="http://127.0.0.1:9999/"),
     ),
     Clause(
+        id="callback/first-wins",
+        says="of two callbacks the first counts",
+        request=context(query="?callback=http://127.0.0.1:9999/1&callback=http://127.0.0.1:9999/2"),
+        status=200,
+        body=json_has(callback_url="http://127.0.0.1:9999/1"),
+    ),
+    Clause(
         id="callback/token-not-required",
         says="no particular callback header is required",
         request=context(query="?callback=http%3A%2F%2F127.0.0.1%3A9999%2F"),

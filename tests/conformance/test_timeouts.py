@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ async def hang_up(world: World) -> None:
 async def hang_up_on_thread(world: World) -> None:
     async with connect(world.base_url) as connection:
         await connection.send(post("/services/inline/slow-thread", world.name))
+        await world.start("inline/flag", f"{world.name} began")
     assert (await world.start("inline/flag", world.name)).json() == "the caller disconnected"
 
 
@@ -91,9 +92,6 @@ class Threads:
     @sync_operation
     async def loop(self, ctx: StartOperationContext, value: Any) -> str:
         return "free"
-
-
-Serve = Callable[..., Any]
 
 
 @asynccontextmanager

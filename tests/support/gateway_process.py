@@ -8,6 +8,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,12 +24,14 @@ from typing import Self
 import uvicorn
 from starlette.applications import Starlette
 
+from gateway.http_protocol import Http1Protocol
 from gateway.runtime import Gateway
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = Path(sys.executable).with_name("nexus-gateway")
 
-_LISTENING = "listening on "
+# A line of its own, or the message of a JSON log line.
+_LISTENING = re.compile(r"listening on (http://[^\s\"]+)")
 _STARTS_WITHIN_SECONDS = 30.0
 
 
@@ -98,11 +101,12 @@ class GatewayProcess:
             errors="backslashreplace",
         )
         gateway = cls(process)
-        line = gateway.wait_for_log(_LISTENING, _STARTS_WITHIN_SECONDS)
-        if line is None:
+        line = gateway.wait_for_log("listening on http://", _STARTS_WITHIN_SECONDS)
+        address = _LISTENING.search(line or "")
+        if address is None:
             gateway.kill9()
             raise GatewayNotStarted(f"exit code {process.returncode}:\n{gateway.log()}")
-        gateway.base_url = line.split(_LISTENING, 1)[1].strip()
+        gateway.base_url = address[1]
         return gateway
 
     @property
@@ -201,7 +205,7 @@ async def served(app: Starlette) -> AsyncIterator[Served]:
     """Serve an app of `gateway.create_app` with uvicorn on this event loop and a real socket."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+        app, http=Http1Protocol, ws="none", lifespan="off", log_config=None, access_log=False
     )
     server = _Server(config)
     with listener:
