@@ -3,7 +3,8 @@
 Three servers run on free ports of 127.0.0.1: the gateway, the least that a durable gateway must do
 (`floor_gateway`), and a bare Starlette echo (`echo_app`). The load goes to a floor and to the
 gateway in turn, the other way round in every second round, with fresh processes and fresh SQLite
-files for each round. Exit code 1 where a ratio is missed or an operation went astray.
+files for each round. Exit code 1 where a ratio is missed or an operation went astray, 2 where a
+server does not start.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from benchmarks.sampling import Sampled, Sampler
 from benchmarks.servers import (
     REPOSITORY,
     Server,
+    ServerNotStarted,
     database_counters,
     floor_gateway,
     gateway,
@@ -61,11 +63,14 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often all is measured (5)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each load (4)")
-    parser.add_argument("--quick", action="store_true", help="two rounds of one second")
+    parser.add_argument(
+        "--quick", action="store_true", help="two rounds of one second, noisy or not"
+    )
     parser.add_argument(
         "--quiet-seconds",
         type=float,
         default=5.0,
+        metavar="SECONDS",
         help="how long to wait before each pair for others to use less than 0.2 cores (5)",
     )
     parser.add_argument("--no-sampling", action="store_true", help="without py-spy")
@@ -75,7 +80,7 @@ def _options() -> argparse.Namespace:
     )
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds = 2, 1.0
+        options.rounds, options.seconds, options.quiet_seconds = 2, 1.0, 0.0
     if not 1 <= options.rounds <= 100 or not 0.1 <= options.seconds <= 60:
         parser.error("rounds are from 1 to 100, seconds from 0.1 to 60")
     return options
@@ -89,15 +94,17 @@ def _round(run: Run, folder: Path, options: argparse.Namespace, *, floor_first: 
             "echo": stack.enter_context(starlette_echo(folder)),
         }
         for comparison in COMPARISONS:
-            floor = floors[comparison.floor] if comparison.floor is not None else None
-            for server in [ours] if floor is None else [ours, floor]:
+            servers = [ours]
+            if comparison.floor is not None:
+                servers.insert(0 if floor_first else 1, floors[comparison.floor])
+            for server in servers:
                 _load(server, comparison, _WARM_UP_SECONDS)
             wait_until_quiet(options.quiet_seconds)
-            first = _measure(floor, comparison, options.seconds) if floor_first and floor else None
-            sample = _measure(ours, comparison, options.seconds)
-            if floor is not None and first is None:
-                first = _measure(floor, comparison, options.seconds)
-            run.pairs.setdefault(comparison, []).append(Pair(sample, first))
+            samples = {
+                server.name: _measure(server, comparison, options.seconds) for server in servers
+            }
+            pair = Pair(samples.pop(ours.name), next(iter(samples.values()), None))
+            run.pairs.setdefault(comparison, []).append(pair)
 
 
 def _measure(server: Server, comparison: Comparison, seconds: float) -> Sample:
@@ -135,4 +142,8 @@ def _sample(folder: Path, seconds: float) -> Sampled:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ServerNotStarted as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

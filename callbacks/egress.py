@@ -7,7 +7,7 @@ and again when it is dialled. `refused_address` judges an address when a connect
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from callbacks.deny_table import denied_range
@@ -33,7 +33,7 @@ _FIRST_UNPRIVILEGED_PORT = 1024
 _HOST_NAME_BYTES = 253
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Destination:
     """Where a callback goes: lower-case scheme, normalised host (no brackets) and port.
 
@@ -44,13 +44,13 @@ class Destination:
     host: str
     port: int
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The key of the destination's breaker and concurrency: `scheme://host:port`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
-    @property
+    @cached_property
     def address(self) -> IPv4Address | IPv6Address | None:
         """The IP address, where the host is one and needs no resolver."""
         try:

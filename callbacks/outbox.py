@@ -11,6 +11,7 @@ from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
 from callbacks.database import Row, Statement, Transaction, table_of
 from callbacks.records import CallbackRecord, CallbackState, DeliveryAttemptRecord
+from nexus_spec.json_text import json_text
 
 _callback = table_of(CallbackRecord)
 _attempt = table_of(DeliveryAttemptRecord)
@@ -29,7 +30,7 @@ class Registration:
     hash: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        identity = json.dumps([self.url, sorted(self.headers.items())]).encode()
+        identity = json_text([self.url, sorted(self.headers.items())]).encode()
         object.__setattr__(self, "hash", hashlib.sha256(identity).digest())
 
 
@@ -134,7 +135,7 @@ def register_first(
             "registration_hash": registration.hash,
             "destination": registration.destination,
             "url": registration.url,
-            "headers": json.dumps(list(registration.headers.items())),
+            "headers": json_text(list(registration.headers.items())),
             "now": now,
         },
     )
@@ -170,7 +171,7 @@ def freeze(
             {
                 "row_id": row_id,
                 "new_state": CallbackState.IN_FLIGHT if claim else CallbackState.DUE,
-                "new_headers": json.dumps(all_headers),
+                "new_headers": json_text(all_headers),
                 "new_body": body,
                 "new_attempt": 1 if claim else 0,
                 "now": now,
@@ -315,7 +316,7 @@ class ClaimDue:
 
     def apply(self, tx: Transaction) -> tuple[list[Delivery], int | None]:
         """Return the claimed deliveries, and when the next one is due (None: never)."""
-        busy = json.dumps(self.busy)
+        busy = json_text(self.busy)
         claimed = []
         for row in tx.fetch(_DUE, {"now": self.now, "most": self.most, "busy": busy}):
             delivery = _delivery(row)

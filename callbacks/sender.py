@@ -204,7 +204,7 @@ class AiohttpSender:
     def _checked_target(self, raw: str) -> _Target:
         destination = check_callback_url(raw, self._policy)
         url = URL(raw, encoded=True)
-        if destination.address is not None:
+        if destination.address is not None and url.raw_host != destination.host:
             # Forms like 0x7f.1 are for `inet_aton`; what is dialled is what was judged.
             url = url.with_host(destination.host)
         # Two readers of one URL must not find two hosts in it.

@@ -5,6 +5,7 @@ import ipaddress
 import secrets
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -68,9 +69,8 @@ class Access:
     ) -> None:
         self._database = database
         self._allow_unauthenticated = allow_unauthenticated
-        self._own_hosts = {"localhost"}
-        if public_url is not None and (host := urlsplit(public_url).hostname):
-            self._own_hosts.add(host.lower())
+        public = urlsplit(public_url).hostname if public_url is not None else None
+        self._own_hosts = frozenset({"localhost", (public or "localhost").lower()})
         self._known: dict[bytes, tuple[Principal, float]] = {}
         self._locked = False
         self._locked_at = float("-inf")
@@ -129,24 +129,26 @@ class Access:
                 type=HandlerErrorType.UNAUTHORIZED,
             )
         host = headers.get("host")
-        if host is not None and not self._is_own(host):
+        if host is not None and not _is_own(host, self._own_hosts):
             raise HandlerError(
                 f"Host {host[:100]!r} is not this gateway's: call it as 127.0.0.1 or localhost, "
                 "or give it its name with --public-url",
                 type=HandlerErrorType.UNAUTHORIZED,
             )
         origin = headers.get("origin")
-        if origin is not None and not self._is_own(urlsplit_netloc(origin)):
+        if origin is not None and not _is_own(urlsplit_netloc(origin), self._own_hosts):
             raise HandlerError(
                 "requests from other web pages are refused", type=HandlerErrorType.UNAUTHORIZED
             )
 
-    def _is_own(self, netloc: str) -> bool:
-        try:
-            name = urlsplit(f"//{netloc}").hostname or ""
-        except ValueError:
-            return False
-        return name in self._own_hosts or is_loopback(name)
+
+@lru_cache(maxsize=1024)  # asked of every request
+def _is_own(netloc: str, own_hosts: frozenset[str]) -> bool:
+    try:
+        name = urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return False
+    return name in own_hosts or is_loopback(name)
 
 
 def urlsplit_netloc(origin: str) -> str:
@@ -157,6 +159,7 @@ def urlsplit_netloc(origin: str) -> str:
         return "?"
 
 
+@lru_cache(maxsize=1024)  # asked of every request
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine's own."""
     if host.lower() == "localhost":

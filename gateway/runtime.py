@@ -42,6 +42,7 @@ class Gateway:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.settings = settings
+        services.check_types(serializer)
         self.services = services
         self._serializer = serializer
         self._middleware = middleware

@@ -30,6 +30,7 @@ from nexus_spec import (
     parse_failure,
     render_completion,
 )
+from nexus_spec.json_text import json_text
 from nexus_spec.limits import PAYLOAD_BYTES
 
 
@@ -187,7 +188,7 @@ class Endings:
                 epoch=epoch,
                 state=ended.state,
                 output=content.data if content is not None else None,
-                output_headers=json.dumps(dict(content.headers)) if content is not None else None,
+                output_headers=json_text(dict(content.headers)) if content is not None else None,
                 failure=failure_to_bytes(ended.failure) if ended.failure is not None else None,
                 error_detail=ended.detail,
                 completion=rendered(

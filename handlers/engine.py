@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -57,6 +56,7 @@ from handlers.stats import EngineStats
 from handlers.tokens import new_token
 from handlers.tracing import Tracing
 from nexus_spec import OperationState, PayloadSerializer, UnencodableValue
+from nexus_spec.json_text import json_text
 from nexus_spec.limits import PAYLOAD_BYTES
 
 logger = logging.getLogger(__name__)
@@ -354,8 +354,8 @@ class Engine:
             "request_id": request.request_id,
             "input_hash": _fingerprint(request),
             "input": request.body,
-            "content_headers": json.dumps(dict(request.content_headers)),
-            "headers": json.dumps(dict(request.headers)),
+            "content_headers": json_text(dict(request.content_headers)),
+            "headers": json_text(dict(request.headers)),
             "deadline_at": deadline_at,
             "links": links_to_json(request.links),
             "trace_context": self._tracing.traceparent(request.headers),

@@ -34,6 +34,8 @@ from nexus_spec.limits import PAYLOAD_BYTES
 logger = logging.getLogger(__name__)
 
 _WRITE_RETRY_SECONDS = 1.0
+_IDLE_SECONDS = 0.2
+_QUIET_TURNS = 8
 
 
 @dataclass(eq=False)
@@ -123,6 +125,11 @@ class Execution:
         self._task = task
         self._root = Scope("", task, identity.created_at)
         _scope.set(self._root)
+        self._calls = 0
+        self._halts: list[asyncio.Future[None]] = []
+        self._settling = False
+        if self._interrupt is not None:
+            self._interrupt_where_it_waits()
 
     # ------------------------------------------------------------ what the engine asks for
 
@@ -381,6 +388,7 @@ class Execution:
 
     def _next_call(self, name: str) -> tuple[Scope, str]:
         scope = self.scope()
+        self._calls += 1
         number = scope.counters.get(name, 0) + 1
         scope.counters[name] = number
         return scope, f"{scope.path}{name}#{number}"
@@ -498,12 +506,11 @@ class Execution:
         )
 
     async def _interrupt_here(self) -> None:
-        if self._interrupt_write is not None:
-            # Only what is recorded happens the same way again.
-            await asyncio.wait([self._interrupt_write])
-        else:
-            # Always through the handler's main task, so that a gather sees the same on every run.
-            self._cancel_handler()
+        halt: asyncio.Future[None] = self._loop.create_future()
+        self._halts.append(halt)
+        if self._interrupt_write is None or self._interrupt_write.done():
+            self._settle()
+        await self._until(halt)
         # The cancellation arrives here, unless the main task does not wait for this one. Then it
         # went on when this happened first, and goes on now.
         await asyncio.sleep(0)
@@ -520,16 +527,60 @@ class Execution:
                 extra={"token": self.identity.token, "error": repr(error)},
             )
             self._interrupt = self._interrupt_write = None
+            self._release_halts()
             self._loop.call_later(_WRITE_RETRY_SECONDS, self.interrupt, reason)
         elif written.result():
-            self._cancel_handler()
+            self._settle()
         else:
             self.leave()
 
+    def _settle(self) -> None:
+        """Interrupt the handler once every branch has come to its next call.
+
+        A branch that were cut off before its first call would have no number, on one run but not
+        on the next, and those that the cleanup begins would get other keys.
+        """
+        if not self._settling:
+            self._settling = True
+            self._settle_further(0, -1)
+
+    def _settle_further(self, quiet_turns: int, calls: int) -> None:
+        if self.closed or self.interrupted or self._interrupt is None:
+            self._settling = False
+        elif quiet_turns < _QUIET_TURNS:
+            quiet_turns = quiet_turns + 1 if calls == self._calls else 0
+            self._loop.call_soon(self._settle_further, quiet_turns, self._calls)
+        else:
+            self._settling = False
+            if self._halts or not self._interrupt.pending.isdisjoint(self._pending):
+                self._cancel_handler()
+            else:
+                # On its way between calls: the next one that the interrupt concerns brings it
+                # about, here as on every later run.
+                self._interrupt_where_it_waits()
+
+    def _interrupt_where_it_waits(self, calls: int = -1) -> None:
+        """Interrupt a handler that makes no more calls, for it waits for something of its own."""
+        if self.closed or self.interrupted:
+            return
+        if calls == self._calls:
+            self._cancel_handler()
+            return
+        self._loop.call_later(_IDLE_SECONDS, self._interrupt_where_it_waits, self._calls)
+
     def _cancel_handler(self) -> None:
+        if self.interrupted:
+            return
         self.interrupted = True
         self._on_interrupted()
+        # Always through the handler's main task, so that a gather sees the same on every run.
         self._task.cancel()
+        self._release_halts()
+
+    def _release_halts(self) -> None:
+        for halt in self._halts:
+            _wake(halt)
+        self._halts.clear()
 
 
 def interrupt_entry(journal: Journal, reason: Reason, pending: set[str]) -> JournalEntry:

@@ -1,5 +1,6 @@
 """Which operations there are: nexusrpc service handlers, by endpoint, service and operation."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -15,7 +16,13 @@ from nexusrpc.handler._operation_handler import SyncOperationHandler
 from nexusrpc.handler._syncio import SyncOperationHandler as ThreadedSyncOperationHandler
 
 from handlers.durable import DurableOperationHandler
-from nexus_spec import InvalidWireValue, NexusError, check_name
+from nexus_spec import (
+    InvalidWireValue,
+    NexusError,
+    PayloadSerializer,
+    UnencodableValue,
+    check_name,
+)
 
 DEFAULT_ENDPOINT = "default"
 
@@ -91,6 +98,20 @@ class ServiceRegistry:
             message = f"service {service!r} has no operation {operation!r}"
         raise HandlerError(message, type=HandlerErrorType.NOT_FOUND)
 
+    def check_types(self, serializer: PayloadSerializer) -> None:
+        """Check that a serializer can read every operation's input.
+
+        Raises:
+            InvalidService: It cannot; each start would fail.
+        """
+        for hosted in self:
+            try:
+                serializer.check_type(hosted.input_type)
+            except UnencodableValue as error:
+                raise InvalidService(
+                    f"operation {hosted.service}/{hosted.operation} cannot be served: {error}"
+                ) from error
+
     def get(self, endpoint: str, service: str, operation: str) -> HostedOperation | None:
         """Return an operation, or None where the code no longer has it."""
         return self._operations.get((endpoint, service, operation))
@@ -150,4 +171,4 @@ def _kind(handler: OperationHandler[Any, Any]) -> Kind:
 def _description(instance: Any, method_name: str) -> str | None:
     method = getattr(instance, method_name, None)
     doc: str | None = getattr(method, "__doc__", None)
-    return doc.strip() if doc else None
+    return inspect.cleandoc(doc) if doc else None

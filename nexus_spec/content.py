@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pydantic_core
 from nexusrpc import Content, Serializer
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from nexus_spec.errors import InvalidWireValue, UnencodableValue
 from nexus_spec.headers import CONTENT_ENCODING, CONTENT_TYPE
@@ -94,6 +95,22 @@ class PayloadSerializer(Serializer):
             InvalidWireValue: as `decode`.
         """
         return self.decode(content, as_type)
+
+    def check_type(self, as_type: Any) -> None:
+        """Check that a type can be read at all; with codecs of one's own they have the say.
+
+        Raises:
+            UnencodableValue: it cannot, which would otherwise show with the first value.
+        """
+        if self._codecs or as_type is None:
+            return
+        try:
+            _adapter(as_type)
+        except (PydanticUserError, PydanticSchemaGenerationError, NameError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UnencodableValue(
+                f"values of type {as_type!r} cannot be read: {reason}"
+            ) from error
 
     def decode(self, content: Content, as_type: Any = None) -> Any:
         """Read a body as a value of a type; without a type, or with `Any`, as plain JSON.

@@ -22,15 +22,19 @@ PATIENCE_SECONDS = 60.0
 class Crashing:
     """One gateway over one file, on one port, through any number of processes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.database = folder / "chaos.db"
+    def __init__(self, database: Path) -> None:
+        self.database = database
+        self.folder = database.parent  # where the steps leave their lines
         self.process: GatewayProcess | None = None
         self.base_url = ""
         self._port = 0
+        self._http = httpx.AsyncClient()
+        self._nexus: NexusClient | None = None
 
     async def start(self, **env: str) -> GatewayProcess:
         """Start a process; the first picks the port, which the later ones take."""
+        if self.process is not None:
+            await self.kill9()  # it may have ended already; its log is closed then
         self.process = await asyncio.to_thread(
             GatewayProcess.start,
             TARGET,
@@ -42,6 +46,11 @@ class Crashing:
         self.base_url, self._port = self.process.base_url, self.process.port
         return self.process
 
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process that has not ended."""
+        return self.process is not None and self.process.process.poll() is None
+
     async def kill9(self) -> None:
         """End the process at once."""
         assert self.process is not None
@@ -49,7 +58,6 @@ class Crashing:
 
     async def restart(self) -> GatewayProcess:
         """Kill the process and start the next one."""
-        await self.kill9()
         return await self.start()
 
     async def terminate(self) -> int:
@@ -57,12 +65,25 @@ class Crashing:
         assert self.process is not None
         return await asyncio.to_thread(self.process.terminate)
 
-    def job(self, key: str, *, fails: bool = False) -> Job:
-        return Job(folder=str(self.folder), key=key, fails=fails)
+    def job(self, key: str) -> Job:
+        return Job(folder=str(self.folder), key=key)
 
-    def client(self) -> NexusClient:
-        """Return a client that repeats its requests until the gateway is back."""
-        return NexusClient(f"{self.base_url}/services", retry=PATIENT, timeout=PATIENCE_SECONDS)
+    @property
+    def nexus(self) -> NexusClient:
+        """A client that repeats its requests until the gateway is back."""
+        if self._nexus is None:
+            self._nexus = NexusClient(
+                f"{self.base_url}/services", retry=PATIENT, timeout=PATIENCE_SECONDS
+            )
+        return self._nexus
+
+    async def aclose(self) -> None:
+        """Let the process drain, and close the connections to it."""
+        if self.process is not None:
+            await self.terminate()
+        await self._http.aclose()
+        if self._nexus is not None:
+            await self._nexus.aclose()
 
     async def show(self, token: str) -> dict[str, Any]:
         """Ask the operators' API for an operation."""
@@ -96,19 +117,16 @@ class Crashing:
 
     async def start_operation(self, operation: str, job: Job, **options: Any) -> str:
         """Start an operation and return its token."""
-        async with self.client() as nexus:
-            handle = await nexus.start((SERVICE, operation), job, **options)
+        handle = await self.nexus.start((SERVICE, operation), job, **options)
         assert handle.token is not None
         return handle.token
 
     async def cancel(self, operation: str, token: str) -> None:
         """Cancel an operation as its caller."""
-        async with self.client() as nexus:
-            await nexus.handle(SERVICE, operation, token).cancel()
+        await self.nexus.handle(SERVICE, operation, token).cancel()
 
     async def _get(self, path: str) -> Any:
-        async with httpx.AsyncClient(base_url=self.base_url) as http:
-            answer = await http.get(path)
+        answer = await self._http.get(self.base_url + path)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -127,10 +145,17 @@ async def has_run(job: Job, step: str, *, times: int = 1) -> None:
     await eventually(begun)
 
 
-@pytest.fixture
-async def crashing(tmp_path: Path) -> AsyncIterator[Crashing]:
-    """A gateway that runs."""
-    crashing = Crashing(tmp_path)
-    await crashing.start()
+@pytest.fixture(scope="module")
+async def one_file(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crashing]:
+    crashing = Crashing(tmp_path_factory.mktemp("chaos") / "chaos.db")
     yield crashing
-    await crashing.terminate()
+    await crashing.aclose()
+
+
+@pytest.fixture
+async def crashing(one_file: Crashing, tmp_path: Path) -> Crashing:
+    """A gateway that runs, with a folder for this test; the file is that of its whole module."""
+    one_file.folder = tmp_path
+    if not one_file.runs:
+        await one_file.start()
+    return one_file

@@ -1,4 +1,4 @@
-"""The service that these tests crash: every step leaves a line in a file, each time that it runs."""
+"""The service that these tests crash: each run of a step leaves a line in a file."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import secrets
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from nexusrpc import OperationError, OperationErrorState
 from nexusrpc.handler import service_handler
@@ -28,7 +29,7 @@ class Job(BaseModel):
 
     folder: str
     key: str
-    fails: bool = False
+    ends: Literal["succeeded", "failed", "canceled"] = "succeeded"
 
 
 class Effect(BaseModel):
@@ -45,8 +46,10 @@ class ChaosHandler:
     async def three_steps(self, ctx: DurableContext, job: Job) -> list[str]:
         effects = [await ctx.step(effect, job, "first")]
         effects.append(await ctx.step(effect_on_thread, job, "second"))
-        if job.fails:
+        if job.ends == "failed":
             raise OperationError("told to fail", state=OperationErrorState.FAILED)
+        if job.ends == "canceled":
+            await ctx.sleep(_LONG)  # until that happens
         effects.append(await ctx.step(effect, job, "third"))
         return [each.nonce for each in effects]
 

@@ -18,8 +18,10 @@ AT_ONCE = 20
 
 
 async def test_a_second_gateway_on_the_same_file_is_refused(crashing: Crashing) -> None:
+    second = Crashing(crashing.database)
     with pytest.raises(GatewayNotStarted) as refused:
-        await Crashing(crashing.folder).start()
+        await second.start()
+    await second.aclose()
     exit_code, *lines = str(refused.value).splitlines()
     assert exit_code == "exit code 1:"
     said = [line for line in lines if "served by another gateway" in line]
@@ -45,13 +47,11 @@ async def test_a_cancel_that_was_answered_survives_the_crash(crashing: Crashing)
     for token in tokens:
         await crashing.recorded(token, "sleep#1")
 
-    async with crashing.client() as nexus:
-        handles = [nexus.handle("chaos.v1", "asleep", token) for token in tokens]
-        cancels = [asyncio.create_task(handle.cancel()) for handle in handles]
-        # As soon as the first is answered: the others are anywhere on their way, and sent again.
-        await asyncio.wait(cancels, return_when=asyncio.FIRST_COMPLETED)
-        await crashing.restart()
-        await asyncio.gather(*cancels)
+    cancels = [asyncio.create_task(crashing.cancel("asleep", token)) for token in tokens]
+    # As soon as the first is answered: the others are anywhere on their way, and sent again.
+    await asyncio.wait(cancels, return_when=asyncio.FIRST_COMPLETED)
+    await crashing.restart()
+    await asyncio.gather(*cancels)
 
     ends = [await crashing.ended(token) for token in tokens]
     assert {operation["state"] for operation in ends} == {"canceled"}

@@ -1,6 +1,8 @@
 """The gateway is killed under load, again and again: nothing is lost, doubled or done twice."""
 
 import asyncio
+import logging
+import os
 import random
 import uuid
 from collections import Counter
@@ -18,10 +20,14 @@ from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
 
-SEED = 20251010
+logger = logging.getLogger(__name__)
+
+# When the kills come, and what the clients do; another seed is another story.
+SEED = int(os.environ.get("CHAOS_SEED", "20251010"))
 OPERATIONS = 300
 CLIENTS = 32
 KILLS = 5
+ENDS = [("succeeded", 0.8), ("failed", 0.1), ("canceled", 0.1)]  # and how often each
 ENDS_WITHIN_SECONDS = 60.0
 
 
@@ -41,7 +47,8 @@ class Load:
 
     def __init__(self, crashing: Crashing, receiver: CallbackReceiver, chance: random.Random):
         self.calls = [
-            Call(crashing.job(f"op-{n}", fails=chance.random() < 0.1)) for n in range(OPERATIONS)
+            Call(crashing.job(f"op-{n}").model_copy(update={"ends": ends}))
+            for n, ends in enumerate(chance.choices(*zip(*ENDS, strict=True), k=OPERATIONS))
         ]
         self.accepted = 0
         self._receiver = receiver
@@ -70,7 +77,8 @@ class Load:
                 await self._start(nexus, call, "first")  # the answer was lost on the way
             elif action < 0.4:
                 await self._start(nexus, call, "second")  # as Temporal does: a new callback token
-            elif action < 0.5 and call.token is not None:
+            if call.job.ends == "canceled":
+                assert call.token is not None
                 await nexus.handle(SERVICE, "three_steps", call.token).cancel()
 
     async def _start(self, nexus: NexusClient, call: Call, callback_token: str) -> None:
@@ -98,8 +106,8 @@ async def test_nothing_is_lost_or_doubled(crashing: Crashing, receiver: Callback
     load = Load(crashing, receiver, chance)
     # Moments by progress and not by time, so that every kill falls into the load.
     moments = sorted(chance.sample(range(OPERATIONS // 20, OPERATIONS * 9 // 10), KILLS))
-    async with crashing.client() as nexus, asyncio.TaskGroup() as running:
-        running.create_task(load.run(nexus))
+    async with asyncio.TaskGroup() as running:
+        running.create_task(load.run(crashing.nexus))
         for moment in moments:
             await load.accepts(moment)
             await asyncio.sleep(chance.uniform(0, 0.03))  # anywhere in the steps that run now
@@ -116,10 +124,10 @@ async def test_nothing_is_lost_or_doubled(crashing: Crashing, receiver: Callback
         told = received[call.job.key]
         assert_one_end(call, operation, told)
         repeated += assert_recorded_steps_ran_last(operation, effects_of(call.job))
-    states = Counter(operation["state"] for operation in operations)
-    assert set(states) == {"succeeded", "failed", "canceled"}
     duplicates = len(receiver.requests) - sum(len(call.callbacks) for call in load.calls)
-    print(f"{states} repeated steps: {repeated} duplicate callbacks: {duplicates}")
+    logger.info(
+        "steps that ran again, unrecorded: %d; callbacks repeated: %d", repeated, duplicates
+    )
 
 
 async def all_ended(crashing: Crashing) -> list[dict[str, Any]]:
@@ -154,6 +162,7 @@ def token_of(call: Call, received: dict[str, list[Received]]) -> str:
 def assert_one_end(call: Call, operation: dict[str, Any], told: list[Received]) -> None:
     """Whoever was told of the end, in whatever way, was told the same."""
     state = operation["state"]
+    assert state == call.job.ends
     assert operation["request_id"] == call.request_id
     assert len(operation["deliveries"]) == len(call.callbacks)
     assert {request.get("nexus-operation-state") for request in told} == {state}
@@ -166,7 +175,6 @@ def assert_one_end(call: Call, operation: dict[str, Any], told: list[Received]) 
     if state == "succeeded":
         recorded = [step["output"]["nonce"] for step in operation["steps"] if step["output"]]
         assert told[0].json() == recorded
-        assert not call.job.fails
     else:
         message = {"failed": "told to fail", "canceled": "operation canceled"}[state]
         assert told[0].json()["message"] == message

@@ -32,7 +32,9 @@ class Shop:
 
     def order(self, *, ship_after_seconds: float = SECONDS_OF_A_DAY) -> str:
         """Place an order and return its token."""
-        return self._start("orders/place", {"item": "mug", "ship_after_seconds": ship_after_seconds})
+        return self._start(
+            "orders/place", {"item": "mug", "ship_after_seconds": ship_after_seconds}
+        )
 
     def shipped_order(self) -> str:
         token = self.order(ship_after_seconds=0)
@@ -84,5 +86,3 @@ def _pause(database: Path, token: str) -> None:
             (token,),
         )
         assert changed.rowcount == 1
-
-

@@ -19,12 +19,13 @@ from examples.orders import OrdersHandler
 @nexusrpc.service(name="approvals")
 class Approvals:
     ask: nexusrpc.Operation[str, Any]
+    anything: nexusrpc.Operation[Any, Any]
 
 
-class AskHandler(OperationHandler[str, Any]):
+class AskHandler(OperationHandler[Any, Any]):
     """Waits for somebody outside."""
 
-    async def start(self, ctx: StartOperationContext, input: str) -> StartOperationResultAsync:
+    async def start(self, ctx: StartOperationContext, input: Any) -> StartOperationResultAsync:
         return StartOperationResultAsync(str(uuid.uuid4()))
 
     async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
@@ -35,6 +36,10 @@ class AskHandler(OperationHandler[str, Any]):
 class ApprovalsHandler:
     @operation_handler
     def ask(self) -> OperationHandler[str, Any]:
+        return AskHandler()
+
+    @operation_handler
+    def anything(self) -> OperationHandler[Any, Any]:
         return AskHandler()
 
 

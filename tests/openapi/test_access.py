@@ -6,8 +6,8 @@ import pytest
 
 from examples.orders import services
 from gateway import create_app
-from gateway.access import Role
 from gateway.api_keys import ApiKeys
+from gateway.roles import Role
 from tests.openapi.contract import Documented, documented, load_contract
 from tests.support.gateway_process import served
 

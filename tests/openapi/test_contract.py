@@ -97,7 +97,9 @@ def test_every_example_of_a_parameter_fits_its_schema(contract: Json) -> None:
 
 def test_every_example_of_a_schema_fits_it(contract: Json) -> None:
     schemas = contract["components"]["schemas"]
-    examples = [(schema, value) for schema in schemas.values() for value in schema.get("examples", [])]
+    examples = [
+        (schema, value) for schema in schemas.values() for value in schema.get("examples", [])
+    ]
     assert len(examples) > 2
     assert [e for schema, value in examples for e in errors_of(contract, schema, value)] == []
 

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -39,7 +39,7 @@ class Point:
 
 class Aliased(BaseModel):
     inner_name: int = Field(alias="outerName")
-    extra: Any = Field(default=None, json_schema_extra={"x-odd": {1, 2}})
+    extra: Any = Field(default=None, json_schema_extra={"x-odd": cast("Any", {1, 2})})
 
 
 class Renamed(BaseModel):
@@ -76,10 +76,11 @@ def service(
         "return": output_type,
     }
     body = {"op": sync_operation(name=operation)(cast("Any", handle))}
-    return service_handler(name=name)(type("Handler", (), body))()
+    decorate: Any = service_handler(name=name)
+    return cast("object", decorate(type("Handler", (), body))())
 
 
-def document_of(*services: object, **endpoints: list[object]) -> Json:
+def document_of(*services: object, **endpoints: Sequence[object]) -> Json:
     document = json.loads(openapi_json(registry(services, endpoints)))
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
     return cast("Json", document)
@@ -165,11 +166,13 @@ def test_a_type_is_described(as_type: Any, good: Any, bad: Any) -> None:
     assert start["requestBody"].get("required", False) is (as_type != int | None)
 
 
-@pytest.mark.parametrize("as_type", [Any, Opaque, Hostile, list[Opaque], Callable[[], int]], ids=str)
+@pytest.mark.parametrize(
+    "as_type", [Any, Opaque, Hostile, list[Opaque], Callable[[], int]], ids=str
+)
 def test_a_type_that_cannot_be_described_may_be_anything(as_type: Any) -> None:
     start = start_of(document_of(service(as_type, as_type), service(int, int, name="other")))
 
-    anything = {"application/json": {"schema": {}}, "application/octet-stream": {}}
+    anything: Json = {"application/json": {"schema": {}}, "application/octet-stream": {}}
     assert start["requestBody"] == {"content": anything}
     assert start["responses"]["200"]["content"] == anything
 
@@ -221,8 +224,9 @@ def test_a_model_with_the_name_of_our_own_schema_leaves_ours_alone() -> None:
     document = document_of(service(Failure, list[Failure]))
     start = start_of(document)
 
-    assert document["components"]["schemas"]["Failure"] == (
-        document_of()["components"]["schemas"]["Failure"]
+    assert (
+        document["components"]["schemas"]["Failure"]
+        == (document_of()["components"]["schemas"]["Failure"])
     )
     assert input_schema(start) == {"$ref": "#/components/schemas/Failure_"}
     assert errors_of(document, output_schema(start), [{}]) != []

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 
@@ -51,8 +52,6 @@ def test_a_sample_is_answered_as_its_label_says(sample: Sample, shop: Shop, cont
 
 
 def fits(contract: Json, response: Json, content_type: str | None, body: bytes) -> list[str]:
-    import json
-
     if "content" not in response:
         return [] if not body and content_type is None else ["a body that is not documented"]
     assert content_type is not None
@@ -106,6 +105,17 @@ def test_a_result_is_412_while_the_operation_runs_and_408_after_waiting(shop: Sh
         for wait in ({}, {"wait": "20ms"})
     ]
     assert statuses == [412, 408]
+
+
+def test_a_result_that_is_there_needs_no_wait(shop: Shop) -> None:
+    token = shop.shipped_order()
+    answer = shop.client.get("/services/orders/place/result", params={"token": token})
+    assert (answer.status_code, answer.json()["item"]) == (200, "mug")
+
+
+def test_an_operation_that_a_durable_handler_runs_cannot_be_ended_from_outside(shop: Shop) -> None:
+    answer = shop.client.post(f"/api/v1/operations/{shop.order()}/complete", json={"result": 1})
+    assert answer.status_code == 409
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the samples are for people with curl")

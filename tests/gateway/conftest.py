@@ -1,0 +1,48 @@
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+GREETING = """
+import nexusrpc
+from nexusrpc.handler import StartOperationContext, service_handler, sync_operation
+
+
+@nexusrpc.service(name="greeting")
+class Greeting:
+    hello: nexusrpc.Operation[str, str]
+
+
+@service_handler(service=Greeting)
+class GreetingHandler:
+    @sync_operation
+    async def hello(self, ctx: StartOperationContext, name: str) -> str:
+        return f"hello {name}"
+
+
+services = [GreetingHandler()]
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("NEXUS_GATEWAY_", "OTEL_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder of somebody's own, made the current one; what is imported there is gone after."""
+    path, modules = list(sys.path), set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]

@@ -1,0 +1,263 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import InvalidSettings, Settings, read_settings, unknown_variables
+from tests.gateway.commands import run_here
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "gateway.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(folder: Path, text: str) -> list[str]:
+    with pytest.raises(InvalidSettings) as refused:
+        read_settings({}, config(folder, text))
+    return str(refused.value).splitlines()
+
+
+# name, option, environment, what the environment's text means, file, default
+KINDS = [
+    ("host", "1.1.1.1", "2.2.2.2", "2.2.2.2", "3.3.3.3", "127.0.0.1"),
+    ("port", 1, "2", 2, 3, 8080),
+    (
+        "database",
+        "sqlite:///a",
+        "sqlite:///b",
+        "sqlite:///b",
+        "sqlite:///c",
+        "sqlite:///data/nexus.db",
+    ),
+    ("log_format", "json", "json", "json", "json", "text"),
+    ("allow_private_callbacks", True, "true", True, True, False),
+    ("public_url", "http://a", "http://b", "http://b", "http://c", None),
+    ("drain_seconds", 1.5, "2.5", 2.5, 3.5, 10.0),
+    ("targets", ["a:a"], '["b:b", "c:c"]', ["b:b", "c:c"], ["d:d"], []),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "text", "meant", "in_file", "default"), KINDS)
+def test_an_option_beats_the_environment_beats_the_file_beats_the_default(
+    name: str,
+    option: object,
+    text: str,
+    meant: object,
+    in_file: object,
+    default: object,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = config(folder, f"{name}: {in_file!r}".replace("'", '"').replace("True", "true"))
+    variable = f"NEXUS_GATEWAY_{name.upper()}"
+    assert getattr(read_settings({}), name) == default
+    assert getattr(read_settings({}, file), name) == in_file
+    monkeypatch.setenv(variable, text)
+    assert getattr(read_settings({}, file), name) == meant
+    assert getattr(read_settings({name: None}, file), name) == meant
+    assert getattr(read_settings({name: option}, file), name) == option
+    assert getattr(read_settings({}, file, environment=False), name) == in_file
+
+
+def test_a_false_of_a_stronger_source_beats_a_true_of_a_weaker(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUS_GATEWAY_ALLOW_PRIVATE_CALLBACKS", "false")
+    settings = read_settings({}, config(folder, "allow_private_callbacks: true"))
+    assert settings.allow_private_callbacks is False
+
+
+def test_sections_are_merged_setting_by_setting(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUS_GATEWAY_CALLBACKS__MAX_AGE_SECONDS", "60")
+    monkeypatch.setenv("NEXUS_GATEWAY_ENDPOINTS__OTHER__TARGETS", '["b:b"]')
+    settings = read_settings(
+        {}, config(folder, "callbacks: {max_age_seconds: 5, per_destination: 7}")
+    )
+    assert settings.callbacks.max_age_seconds == 60
+    assert settings.callbacks.per_destination == 7
+    assert settings.callbacks.attempt_timeout_seconds == 10
+    assert settings.endpoints["other"].targets == ["b:b"]
+
+
+@pytest.mark.parametrize("text", ["a:b c:d", "a:b,c:d", " a:b, c:d ", '["a:b", "c:d"]'])
+def test_targets_may_be_words(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings({}, config(folder, f"targets: '{text}'")).targets == ["a:b", "c:d"]
+    monkeypatch.setenv("NEXUS_GATEWAY_TARGETS", text)
+    assert read_settings({}).targets == ["a:b", "c:d"]
+
+
+def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST", "PORT", "PUBLIC_URL", "TARGETS", "ALLOW_UNAUTHENTICATED"):
+        monkeypatch.setenv(f"NEXUS_GATEWAY_{name}", "")
+    assert read_settings({}).model_dump() == Settings().model_dump()
+
+
+def test_what_kubernetes_sets_beside_a_service_of_our_name_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of_kubernetes = {
+        "NEXUS_GATEWAY_PORT": "tcp://10.0.0.1:80",
+        "NEXUS_GATEWAY_PORT_80_TCP_ADDR": "10.0.0.1",
+        "NEXUS_GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "NEXUS_GATEWAY_SERVICE_PORT": "80",
+    }
+    for name, value in of_kubernetes.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings({}).port == 8080
+    assert unknown_variables(of_kubernetes) == []
+
+
+def test_misspelt_variables_are_found() -> None:
+    names = [
+        "PROT",
+        "CALLBACKS__MAX_AGE_SECONDS",
+        "URL",
+        "API_KEY",
+        "ENDPOINT",
+        "PORT",
+        "CALBACKS__X",
+    ]
+    environment = {f"NEXUS_GATEWAY_{name}": "1" for name in names} | {"PATH": "/bin"}
+    assert unknown_variables(environment) == ["NEXUS_GATEWAY_CALBACKS__X", "NEXUS_GATEWAY_PROT"]
+
+
+# what is in the file, and the line that is said of it after the file's name
+MISTAKES = [
+    ("hots: x", "hots: there is no such setting"),
+    ("callbacks: {max_age: 1}", "callbacks.max_age: there is no such setting"),
+    ("endpoints: {a: {targetz: []}}", "endpoints.a.targetz: there is no such setting"),
+    ("port: http", "port: Input should be a valid integer"),
+    ("port: 65536", "port: Input should be less than or equal to 65535"),
+    ("host: ''", "host: String should have at least 1 character"),
+    ("log_format: xml", "log_format: Input should be 'text' or 'json'"),
+    ("allow_unauthenticated: 7", "allow_unauthenticated: Input should be a valid boolean"),
+    ("targets: 7", "targets: Input should be a valid list"),
+    ("targets: '[\"a'", "targets: is not valid JSON"),
+    ("endpoints: [a]", "endpoints: Input should be a valid dictionary"),
+    ("public_url: example.com", "public_url: must start with http:// or https://"),
+    (
+        "callbacks: {max_age_seconds: 0}",
+        "callbacks.max_age_seconds: Input should be greater than 0",
+    ),
+    ("callbacks: {allow: [{host: 'http://x'}]}", "callbacks.allow.0.host: allow rule for"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), MISTAKES)
+def test_a_mistake_in_the_file_is_one_line_with_its_name(
+    text: str, said: str, folder: Path
+) -> None:
+    [line] = refusal(folder, text)
+    assert line.startswith(f"{folder / 'gateway.yaml'}: {said}")
+    assert "pydantic" not in line
+
+
+def test_every_mistake_has_its_line(folder: Path) -> None:
+    lines = refusal(folder, "port: x\nhots: 1\ncallbacks: {per_destination: 0}\n")
+    assert len(lines) == 3
+
+
+def test_a_mistake_in_the_environment_names_the_variable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUS_GATEWAY_PORT", "http")
+    assert refusal(folder, "port: 1") == [
+        "NEXUS_GATEWAY_PORT: Input should be a valid integer, unable to parse string as an integer"
+    ]
+    monkeypatch.delenv("NEXUS_GATEWAY_PORT")
+    monkeypatch.setenv("NEXUS_GATEWAY_CALLBACKS__PER_DESTINATION", "0")
+    assert refusal(folder, "") == [
+        "NEXUS_GATEWAY_CALLBACKS__PER_DESTINATION: Input should be greater than or equal to 1"
+    ]
+    monkeypatch.delenv("NEXUS_GATEWAY_CALLBACKS__PER_DESTINATION")
+    monkeypatch.setenv("NEXUS_GATEWAY_ENDPOINTS", "{x")
+    assert refusal(folder, "") == ["NEXUS_GATEWAY_ENDPOINTS: is not valid JSON"]
+
+
+def test_a_mistake_in_an_option_is_not_blamed_on_the_file(folder: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"^port: Input should be less"):
+        read_settings({"port": 70000}, config(folder, "port: 1"))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"port: [1\n  x", r", line 2, column 4: is not valid YAML: expected ',' or ']'"),
+        (b"a: 1\n\tb: 2", r", line 2, column 1: is not valid YAML: "),
+        (b"port: \x07", r": is not valid YAML: "),
+        (b"\xff\xfe\x00", r": is not text in UTF-8$"),
+        (b"- port: 1", r": has to hold names and values, such as `port: 8080`$"),
+        (b"port", r": has to hold names and values, such as `port: 8080`$"),
+        (b"1: 2", r": has to hold names and values, such as `port: 8080`$"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_is_one_line(data: bytes, said: str, folder: Path) -> None:
+    path = folder / "gateway.yaml"
+    path.write_bytes(data)
+    with pytest.raises(InvalidSettings) as refused:
+        read_settings({}, path)
+    assert re.match(re.escape(str(path)) + said, str(refused.value))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_file_says_nothing(folder: Path) -> None:
+    settings = read_settings({}, config(folder, "# nothing yet\n"))
+    assert settings.model_dump() == Settings().model_dump()
+
+
+def test_a_file_that_cannot_be_read_is_one_line(folder: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"^there is no configuration file .*nosuch\.yaml$"):
+        read_settings({}, folder / "nosuch.yaml")
+    with pytest.raises(InvalidSettings, match=r"^cannot read .*: Is a directory$"):
+        read_settings({}, folder)
+
+
+def test_check_config_says_what_would_be_served(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUS_GATEWAY_PROT", "80")
+    config(
+        folder,
+        "targets: [examples.orders:services]\nendpoints: {shop: {targets: examples.orders:services}}",
+    )
+    done = run_here(capfd, "check-config", "--config", "gateway.yaml")
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        "default: orders/quote (inline)",
+        "default: orders/place (durable)",
+        "shop: orders/quote (inline)",
+        "shop: orders/place (durable)",
+        "the configuration is good",
+    ]
+    assert done.err == ("warning: there is no such setting, so it is ignored: NEXUS_GATEWAY_PROT\n")
+
+
+def test_check_config_gives_every_mistake_a_line(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config(folder, "port: x\nhots: 1\n")
+    done = run_here(capfd, "check-config", "--config", "gateway.yaml")
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        "error: gateway.yaml: port: Input should be a valid integer, "
+        "unable to parse string as an integer",
+        "error: gateway.yaml: hots: there is no such setting",
+    ]
+
+
+def test_check_config_looks_at_the_database_url(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config(folder, "database: postgresql://nexus:secret@db/nexus")
+    said = run_here(capfd, "check-config", "--config", "gateway.yaml").one_error()
+    assert "PostgreSQL is not supported" in said
+    assert "secret" not in said
+
+
+def test_the_worked_example_is_good(capfd: pytest.CaptureFixture[str]) -> None:
+    file = Path(__file__).parents[2] / "examples" / "gateway.yaml"
+    assert run_here(capfd, "check-config", "--config", file).code == 0
