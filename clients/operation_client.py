@@ -293,6 +293,8 @@ class NexusClient:
         if isinstance(op, Operation):
             name = self._services.name_of(op) if service is None else service_name(service)
             return _Target(name, op.name, op.output_type)
+        if not isinstance(op, tuple):  # type: ignore[redundant-expr, unreachable, unused-ignore]
+            raise TypeError(f"{op!r} is neither an Operation nor a pair (service, operation)")
         if service is not None:
             raise ValueError("service= goes with an Operation, not with names")
         return _Target(*op, None)

@@ -80,7 +80,7 @@ class ApiKeys:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         migrate(path)
 
     def create(self, principal: str, role: Role) -> tuple[ApiKey, str]:
@@ -118,10 +118,10 @@ class ApiKeys:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        connection = connect(self._path)
+        connection = connect(self.path)
         try:
             yield connection
         except sqlite3.Error as error:
-            raise DatabaseError(f"{self._path}: {error}") from error
+            raise DatabaseError(f"{self.path}: {error}") from error
         finally:
             connection.close()

@@ -189,6 +189,8 @@ def registry(
     Raises:
         InvalidService: Something cannot be served.
     """
+    if not isinstance(services, Sequence):
+        raise InvalidService(f"services is a list of service handlers, not {services!r}")
     named = dict(endpoints or {})
     for name in named:
         try:

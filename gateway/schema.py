@@ -9,6 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from callbacks.database import DatabaseError
+from callbacks.database.sqlite import prepare_file
 
 _SCRIPTS = Path(__file__).with_name("migrations")
 
@@ -20,9 +21,9 @@ def migrate(path: Path) -> str:
         DatabaseError: The file is of a newer version of the gateway, or cannot be migrated.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        prepare_file(path)
     except OSError as error:
-        raise DatabaseError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+        raise DatabaseError(f"cannot open the SQLite database {path}: {error.strerror}") from error
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))

@@ -5,6 +5,7 @@ The standard variables decide: spans are exported when `OTEL_EXPORTER_OTLP_ENDPO
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -21,6 +22,7 @@ from clients.sender import SentResponse
 from handlers.tracing import Tracing
 
 DISTRIBUTION = "nexus-rpc-gateway"
+_LAST_EXPORT_SECONDS = 2.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -33,6 +35,7 @@ class Telemetry:
 
     def __init__(self, exporter: SpanExporter | None = None) -> None:
         exporter = exporter or _configured_exporter()
+        self._exporter = exporter
         self._provider: TracerProvider | None = None
         if exporter is None:
             self.tracing = Tracing()
@@ -49,9 +52,15 @@ class Telemetry:
         return None if self._provider is None else self._attempt
 
     def close(self) -> None:
-        """Export what waits."""
-        if self._provider is not None:
-            self._provider.shutdown()
+        """Export what waits, for as long as a collector that answers would take; blocks."""
+        if self._provider is None or self._exporter is None:
+            return
+        # The SDK would try one that is away for its whole timeout; this ends its retries.
+        give_up = threading.Timer(_LAST_EXPORT_SECONDS, self._exporter.shutdown)
+        give_up.daemon = True
+        give_up.start()
+        self._provider.shutdown()
+        give_up.cancel()
 
     async def _attempt(self, delivery: Delivery, post: Post) -> Outcome:
         carrier = {name.lower(): value for name, value in delivery.headers}

@@ -77,6 +77,8 @@ def durable_operation(
         TypeError: The method is not `async def`, or does not take a context and one input.
         ValueError: The timeout is not positive.
     """
+    if timeout is not None and not isinstance(timeout, timedelta):
+        raise TypeError(f"timeout must be a timedelta, not {timeout!r}: timedelta(hours=1)")
     if timeout is not None and timeout <= timedelta(0):
         raise ValueError("timeout must be positive")
 

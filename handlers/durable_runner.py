@@ -12,7 +12,7 @@ from callbacks.database import DatabaseClosed, SqliteDatabase, persist
 from handlers.context import DurableContext
 from handlers.deadlines import TIMED_OUT, Deadlines
 from handlers.endings import Ended, Endings, canceled, ended_by, failed, succeeded
-from handlers.errors import Diverged, LeftMemory, StepError
+from handlers.errors import Diverged, LeftMemory, StepArgumentsInvalid, StepError
 from handlers.execution import Execution, Identity, now_ms
 from handlers.journal import Journal, Reason
 from handlers.live_operation import LiveOperation
@@ -82,10 +82,6 @@ class DurableRunner:
     def live(self) -> int:
         """How many operations are in memory."""
         return len(self._live)
-
-    def get(self, token: str) -> LiveOperation | None:
-        """Return an operation that is in memory."""
-        return self._live.get(token)
 
     def launch(self, operation: LiveOperation) -> None:
         """Run an operation whose start, or claim, is committed."""
@@ -207,7 +203,7 @@ class DurableRunner:
         except Exception as error:  # noqa: BLE001  # logged and counted, or the operation's end
             if execution.interrupt_reason is Reason.DEADLINE:
                 return failed(TIMED_OUT, detail=_trace())
-            ended = _ended_for_good(error)
+            ended = _ended_by_handler(error)
             return ended if ended is not None else await self._count_failure(operation)
         if execution.interrupt_reason is Reason.DEADLINE:
             return failed(TIMED_OUT)
@@ -346,6 +342,7 @@ class DurableRunner:
             logger.exception("cannot end the operation", extra={"token": operation.token})
 
     async def _finish(self, operation: LiveOperation, ended: Ended) -> None:
+        operation.flush_progress()
         operation.ended = await self._endings.finish(
             operation.token,
             None if operation.paused else operation.epoch,
@@ -386,6 +383,9 @@ def _ended_by_handler(error: Exception) -> Ended | None:
     match error:
         case OperationError():
             return ended_by(error)
+        case StepArgumentsInvalid():
+            # A mistake in the handler's code: the next run would make it again.
+            return failed("the operation's handler failed", detail=_trace())
         case StepError():
             times = "once" if error.attempts == 1 else f"{error.attempts} times"
             return failed(f"step {error.step!r} failed {times}", detail=_trace())
@@ -395,20 +395,6 @@ def _ended_by_handler(error: Exception) -> Ended | None:
             return ended_by(wrapper)
         case _:
             return None
-
-
-def _ended_for_good(error: Exception) -> Ended | None:
-    """Return the end that an error of the handler means, or None where it is to run again."""
-    if isinstance(error, OperationError):
-        return ended_by(error)
-    if isinstance(error, StepError):
-        times = "once" if error.attempts == 1 else f"{error.attempts} times"
-        return failed(f"step {error.step!r} failed {times}", detail=_trace())
-    if isinstance(error, HandlerError) and not is_retryable(error):
-        wrapper = OperationError(error.message, state=OperationErrorState.FAILED)
-        wrapper.__cause__ = error
-        return ended_by(wrapper)
-    return None
 
 
 def _is_to_end(operation: LiveOperation) -> bool:

@@ -27,7 +27,7 @@ from handlers.journal import INTERRUPT_KEY, Interrupt, Journal, Kind, Reason
 from handlers.operation_store import AppendJournal, JournalEntry
 from handlers.retry_policy import RetryPolicy
 from handlers.tracing import Tracing
-from handlers.values import decode, encode, hash_arguments, result_type
+from handlers.values import check_function, decode, encode, hash_arguments, is_miscall, result_type
 from nexus_spec import failure_from_json, failure_of_error, failure_to_json
 from nexus_spec.limits import PAYLOAD_BYTES
 
@@ -56,7 +56,7 @@ class Scope:
 _scope: contextvars.ContextVar[Scope] = contextvars.ContextVar("nexus_gateway_scope")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Call:
     """A step's function with all that an attempt needs."""
 
@@ -69,7 +69,7 @@ class _Call:
     result_type: Any
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Attempt:
     """What one attempt of a step brought: a result or an error."""
 
@@ -202,6 +202,7 @@ class Execution:
         timeout: timedelta | None,
     ) -> Any:
         """Run a function once, ever; see `DurableContext.step`."""
+        check_function(function)
         called = name or getattr(function, "__name__", "")
         if not called or "#" in called or "/" in called:
             raise StepArgumentsInvalid(
@@ -246,6 +247,10 @@ class Execution:
 
     async def sleep(self, duration: timedelta) -> None:
         """Wait; a restart does not begin the wait anew."""
+        if not isinstance(duration, timedelta):
+            raise StepArgumentsInvalid(
+                f"ctx.sleep takes a timedelta, not {duration!r}: timedelta(seconds=5)"
+            )
         scope, key = self._next_call("sleep")
         entry = self._recorded(key, Kind.TIMER, None)
         try:
@@ -303,6 +308,16 @@ class Execution:
             finally:
                 self._steps -= 1
             if entry is not None:
+                if attempt.failure is not None:
+                    logger.warning(
+                        "step failed",
+                        extra={
+                            "token": self.identity.token,
+                            "step": key,
+                            "attempt": number,
+                            "error": repr(attempt.failure),
+                        },
+                    )
                 break
             logger.info(
                 "step failed and is tried again",
@@ -337,6 +352,8 @@ class Execution:
                 output = _checked(encode(value, call.result_type))
             except Exception as error:  # noqa: BLE001  # recorded, or logged and tried again
                 failure = error
+                if isinstance(error, TypeError) and is_miscall(call.function, call.args):
+                    failure = StepArgumentsInvalid(str(error))  # as wrong the next time
         return _Attempt(output, failure, cancelled=task.cancelling() > cancels)
 
     def _is_last(self, attempt: _Attempt, call: _Call, number: int) -> bool:

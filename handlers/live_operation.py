@@ -82,6 +82,11 @@ class LiveOperation:
         if self._progress_write is None:
             self._write_progress(progress)
 
+    def flush_progress(self) -> None:
+        """Write the latest progress at once: the operation is about to end."""
+        if self._progress_write is not None and self.progress is not None:
+            self._write_progress(self.progress)
+
     def _write_progress(self, progress: str) -> None:
         self._progress_write = self.store.write(set_progress(self.token, self.epoch, progress))
 

@@ -128,7 +128,8 @@ class ServiceRegistry:
         except InvalidWireValue as error:
             raise InvalidService(f"service {service!r} cannot be served: {error}") from error
         operations = self._services[endpoint, service] = []
-        for name, definition in handler.service.operation_definitions.items():
+        # In a fixed order: nexusrpc collects them in one that changes with every process.
+        for name, definition in sorted(handler.service.operation_definitions.items()):
             operation_handler = handler.operation_handlers[name]
             hosted = HostedOperation(
                 endpoint=endpoint,

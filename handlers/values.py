@@ -27,6 +27,36 @@ _plain = SchemaSerializer(core_schema.any_schema())
 _result_types: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
+def check_function(function: Any) -> None:
+    """Check that a step was given a function.
+
+    Raises:
+        StepArgumentsInvalid: It was not: a mistake in the handler, that no retry mends.
+    """
+    if inspect.isawaitable(function):
+        if inspect.iscoroutine(function):
+            function.close()
+        raise StepArgumentsInvalid(
+            "a step takes the function and its arguments, not a call of it: "
+            "ctx.step(charge, order), not ctx.step(charge(order))"
+        )
+    if not callable(function):
+        raise StepArgumentsInvalid(
+            f"a step takes a function and its arguments, ctx.step(charge, order), not {function!r}"
+        )
+
+
+def is_miscall(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether a function cannot take these arguments: a mistake in the handler's code."""
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:
+        return True
+    except ValueError:  # some built-in functions have no signature
+        return False
+    return False
+
+
 def encode(value: Any, as_type: Any = Any) -> bytes:
     """Return a step's result as JSON; bytes, where declared as just that, in base64.
 
@@ -98,9 +128,19 @@ def _canonical(value: Any) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_jsonable)
     except TypeError:
-        # Dates, UUIDs and the like as keys, which only pydantic turns into text.
-        plain = to_jsonable_python(value, bytes_mode="base64")
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return json.dumps(
+            _with_text_keys(value), sort_keys=True, separators=(",", ":"), default=_jsonable
+        )
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Return the value with dates, UUIDs and the like as text where they are keys."""
+    if isinstance(value, dict):
+        items = [(to_jsonable_python({key: None}), item) for key, item in value.items()]
+        return {next(iter(key)): _with_text_keys(item) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [_with_text_keys(item) for item in value]
+    return value
 
 
 def _jsonable(value: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from callbacks.database.errors import DatabaseError, DatabaseInUse
+from callbacks.database.errors import DatabaseClosed, DatabaseError, DatabaseInUse
 from callbacks.database.statements import Row, Statement, Write
 from callbacks.database.writer import GroupCommit
 
@@ -23,7 +23,7 @@ def connect(path: Path, *, busy_timeout_seconds: float = 2.0) -> sqlite3.Connect
         DatabaseError: The file cannot be opened or is no SQLite database.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        prepare_file(path)
         connection = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_seconds)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -35,6 +35,21 @@ def connect(path: Path, *, busy_timeout_seconds: float = 2.0) -> sqlite3.Connect
     except (OSError, sqlite3.Error) as error:
         raise DatabaseError(f"cannot open the SQLite database {path}: {error}") from error
     return connection
+
+
+def prepare_file(path: Path) -> None:
+    """Make the file, if there is none, for this user alone: it holds inputs and callback headers.
+
+    SQLite gives its `-wal` and `-shm` files the same permissions.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Never a file that is there: closing any descriptor of it drops the locks that SQLite holds
+    # on it in this process, and another process would then take the write-ahead log away.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 class _SqliteTransaction:
@@ -67,6 +82,7 @@ class SqliteDatabase:
             raise
         self._transaction = _SqliteTransaction(self._connection.cursor())
         self._writer = GroupCommit(self._commit)
+        self._closed = False
 
     @property
     def batches(self) -> int:
@@ -83,12 +99,19 @@ class SqliteDatabase:
         return self._writer.write(write)
 
     async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
-        """Run a query on what is committed and return its rows."""
+        """Run a query on what is committed and return its rows.
+
+        Raises:
+            DatabaseClosed: The store is closed.
+        """
+        if self._closed:
+            raise DatabaseClosed("the store is closed")
         return self._transaction.fetch(statement, params)
 
     def close(self) -> None:
         """Commit what waits, close the file and let another process have it."""
         self._writer.close()
+        self._closed = True
         self._connection.close()
         os.close(self._lock)
 

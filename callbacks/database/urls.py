@@ -1,5 +1,6 @@
 """Reading the `--database` setting."""
 
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,7 +21,8 @@ def sqlite_path(url: str) -> Path:
             "PostgreSQL is not supported by this version; use --database sqlite:///PATH"
         )
     if not url.startswith(_SQLITE):
-        raise InvalidDatabaseUrl(f"{url!r} is not a database URL; use sqlite:///data/nexus.db")
+        shown = re.sub(r"//[^/]*@", "//...@", url)  # there may be a password in it
+        raise InvalidDatabaseUrl(f"{shown!r} is not a database URL; use sqlite:///data/nexus.db")
     path = unquote(url.removeprefix(_SQLITE).partition("?")[0])
     if not path or path == ":memory:":
         raise InvalidDatabaseUrl(

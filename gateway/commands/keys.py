@@ -34,8 +34,13 @@ def create(
     """Make a key and print it, this once."""
     if not principal or not principal.isprintable() or len(principal) > 200:
         raise KeyRefused("the name must have 1 to 200 printable characters")
-    key, secret = _keys(database, config).create(principal, role)
-    typer.echo(f"{key.id} for {principal!r} may {role.value}; the key is shown only now:", err=True)
+    keys = _keys(database, config, must_exist=False)
+    key, secret = keys.create(principal, role)
+    typer.echo(
+        f"{key.id} for {principal!r} may {role.value}, in {keys.path.resolve()}; "
+        "the key is shown only now:",
+        err=True,
+    )
     typer.echo(secret)
 
 
@@ -61,12 +66,15 @@ def revoke(
     typer.echo(f"{key_id} is revoked")
 
 
-def _keys(database: str | None, config: Config) -> "ApiKeys":
+def _keys(database: str | None, config: Config, *, must_exist: bool = True) -> "ApiKeys":
     from callbacks.database import sqlite_path
     from gateway.api_keys import ApiKeys
     from gateway.settings import read_settings
 
-    return ApiKeys(sqlite_path(read_settings({"database": database}, config).database))
+    path = sqlite_path(read_settings({"database": database}, config).database)
+    if must_exist and not path.is_file():
+        raise KeyRefused(f"there is no database {path.resolve()}; name it with --database")
+    return ApiKeys(path)
 
 
 def _moment(ms: int | None) -> str:

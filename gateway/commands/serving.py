@@ -93,10 +93,14 @@ def check_config(config: Config = None, targets: Targets = None) -> None:
     sqlite_path(settings.database)
     for name in unknown_variables(os.environ):
         typer.echo(f"warning: there is no such setting, so it is ignored: {name}", err=True)
-    for hosted in _registry(settings):
-        typer.echo(
-            f"{hosted.endpoint}: {hosted.service}/{hosted.operation} ({hosted.kind.name.lower()})"
-        )
+    lines = [
+        f"{hosted.endpoint}: {hosted.service}/{hosted.operation} ({hosted.kind.name.lower()})"
+        for hosted in _registry(settings)
+    ]
+    for line in sorted(lines):
+        typer.echo(line)
+    if not lines:
+        typer.echo("warning: there is nothing to serve yet: name a TARGET", err=True)
     typer.echo("the configuration is good")
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import signal
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.chaos.conftest import Crashing, has_run, keys_of
 from tests.chaos.services import SERVICE, allow, effects_of, steps_of
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -20,8 +22,12 @@ async def test_an_operation_that_waits_is_handed_on_without_its_cleanup(crashing
     assert steps_of(job) == ["begun"]
 
     await crashing.start()
-    operation = await crashing.show(token)
-    assert (operation["state"], keys_of(operation)) == ("running", ["effect#1", "sleep#1"])
+
+    async def taken_up() -> dict[str, Any] | None:
+        operation = await crashing.show(token)
+        return operation if operation["state"] == "running" else None
+
+    assert keys_of(await eventually(taken_up)) == ["effect#1", "sleep#1"]
     await crashing.cancel("asleep", token)
     assert (await crashing.ended(token))["state"] == "canceled"
     assert steps_of(job) == ["begun", "cleanup"]

@@ -46,7 +46,9 @@ def test_equal_operations_of_two_services_are_told_apart() -> None:
 
 
 def test_an_operation_inherited_under_another_name_must_be_named() -> None:
-    assert Child.inherited is Parent.inherited
+    if Child.inherited is not Parent.inherited:  # from nexus-rpc 1.5 on each class has its own
+        assert ServiceNames().name_of(Child.inherited) == "child"
+        return
     with pytest.raises(ServiceUnresolved, match="child, parent"):
         ServiceNames().name_of(Child.inherited)
     assert ServiceNames().name_of(Child.own) == "child"
@@ -64,6 +66,9 @@ def test_a_child_that_comes_later_is_noticed() -> None:
     class Late(Early):
         other: Operation[int, str]
 
+    if Late.op is not Early.op:  # from nexus-rpc 1.5 on each class has its own
+        assert names.name_of(Late.op) == "late"
+        return
     with pytest.raises(ServiceUnresolved, match="early, late"):
         names.name_of(Late.op)
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway.services import TARGET
+from tests.support.gateway_process import GatewayProcess
+
 GREETING = """
 import nexusrpc
 from nexusrpc.handler import StartOperationContext, service_handler, sync_operation
@@ -36,7 +39,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder of somebody's own, made the current one; what is imported there is gone after."""
+    """An empty folder, made the current one; what was imported from it is forgotten after."""
     path, modules = list(sys.path), set(sys.modules)
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()
@@ -46,3 +49,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         file = getattr(sys.modules[name], "__file__", None)
         if file is not None and Path(file).is_relative_to(tmp_path):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway that serves `tests.gateway.services`, for the commands that call one."""
+    folder = tmp_path_factory.mktemp("lab")
+    with GatewayProcess.start(TARGET, folder / "nexus.db", cwd=folder) as process:
+        yield process

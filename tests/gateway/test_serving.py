@@ -12,7 +12,7 @@ import pytest
 from gateway.schema import migrate
 from gateway.server import check_bind
 from gateway.settings import InvalidSettings, Settings
-from tests.gateway.commands import run, run_here
+from tests.gateway.commands import run_here
 from tests.gateway.services import TARGET
 from tests.support.callback_receiver import CallbackReceiver
 from tests.support.gateway_process import GatewayProcess
@@ -45,23 +45,21 @@ class Refused:
         return run_here(self._capfd, "serve", target, "--port", "0", *options).one_error()
 
 
-def test_it_says_where_it_listens_and_ends_with_0_on_sigterm(tmp_path: Path) -> None:
-    database = tmp_path / "deep" / "nexus.db"
-    with GatewayProcess.start(TARGET, database, cwd=tmp_path) as process:
+def test_it_says_where_it_listens_and_ends_with_0_on_sigterm(
+    refused: Refused, folder: Path
+) -> None:
+    database = folder / "deep" / "nexus.db"
+    with GatewayProcess.start(TARGET, database, cwd=folder) as process:
         assert f"listening on {process.base_url}\n" in process.log()
         assert httpx.get(f"{process.base_url}/healthz").text == "ok\n"
-
-        same_file = run(
-            "serve", TARGET, "--port", "0", "--database", f"sqlite:///{database}", cwd=tmp_path
-        ).one_error()
-        assert same_file == (
+        assert refused("--database", f"sqlite:///{database}") == (
             f"{database} is served by another gateway; stop it first, or give this one its own "
             "file with --database sqlite:///OTHER_PATH"
         )
-        same_port = run("serve", TARGET, "--port", str(process.port), cwd=tmp_path).one_error()
-        assert same_port == f"cannot listen on 127.0.0.1:{process.port}: Address already in use"
-        assert not (tmp_path / "data").exists()
-
+        assert refused("--port", str(process.port)) == (
+            f"cannot listen on 127.0.0.1:{process.port}: Address already in use"
+        )
+        assert not (folder / "data").exists()
         assert httpx.get(f"{process.base_url}/readyz").text == "ready\n"
         assert process.terminate() == 0
     assert "Traceback" not in process.log()
@@ -244,7 +242,7 @@ def test_commands_on_the_database_say_in_one_line_what_is_wrong_with_it(
     (folder / "file").write_text("no database " * 100)
     for url in ("sqlite:///file", "sqlite:///file/nexus.db", "sqlite:////proc/nosuch/x.db"):
         said = run_here(capfd, *command, "--database", url).one_error()
-        assert said.startswith("cannot ")
+        assert said.startswith(("cannot ", "there is no database "))
 
 
 def test_help_is_for_people(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

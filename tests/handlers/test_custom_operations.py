@@ -290,6 +290,26 @@ async def test_the_second_request_after_a_refusal_is_to_try_again(open_world: Op
     assert kinds == ["RESOURCE_EXHAUSTED", "UNAVAILABLE"]
 
 
+async def test_two_requests_at_once_are_accepted_once(open_world: OpenWorld) -> None:
+    jobs = Jobs()
+    world = await open_world(service(jobs))
+    gate = asyncio.Event()
+
+    async def start(ctx: StartOperationContext, input: Any) -> Result:
+        await gate.wait()
+        return await jobs.accept(ctx, input)
+
+    jobs.on_start = start
+    request = world.request("job", 1)
+    both = [asyncio.ensure_future(world.engine.start(request)) for _ in range(2)]
+    await until(lambda: jobs.ran["start"] == 1)
+    await asyncio.sleep(0.01)
+    gate.set()
+    first, second = await asyncio.gather(*both)
+    assert first == second
+    assert jobs.ran["start"] == 1
+
+
 async def test_a_request_that_is_cut_off_leaves_no_trace(open_world: OpenWorld) -> None:
     jobs = Jobs()
     world = await open_world(service(jobs))

@@ -14,7 +14,7 @@ from nexusrpc.handler import service_handler
 from handlers import DurableContext, RetryPolicy, StepError, durable_operation
 from handlers.engine import EngineSettings
 from tests.handlers.test_steps import work
-from tests.handlers.world import HOUR, World, callback, until
+from tests.handlers.world import HOUR, World, callback, until, until_found
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +82,7 @@ async def test_a_cancel_interrupts_and_cleanup_runs_once(
     await world.cancel(token)
     await world.cancel(token)
     if restart:
-        await world.waits_at(token, "sleep#1" if place not in ("sleep",) else "sleep#2")
+        await world.waits_at(token, "sleep#2" if place == "sleep" else "sleep#1")
         await world.reopen()
     assert await world.failure(token) == CANCELED
     await world.cancel(token)
@@ -306,9 +306,7 @@ async def test_the_shorter_of_both_limits_counts(open_world: OpenWorld) -> None:
 
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("by_deadline", [False, True])
-async def test_cleanup_has_its_limit(
-    open_world: OpenWorld, hangs: bool, by_deadline: bool
-) -> None:
+async def test_cleanup_has_its_limit(open_world: OpenWorld, hangs: bool, by_deadline: bool) -> None:
     released = asyncio.Event()
 
     async def body(ctx: DurableContext, input: Any) -> None:
@@ -379,9 +377,7 @@ async def test_a_cancel_ends_a_paused_operation_without_its_code(open_world: Ope
 
 
 @pytest.mark.parametrize("restart", [False, True])
-async def test_a_paused_operation_keeps_its_deadline(
-    open_world: OpenWorld, restart: bool
-) -> None:
+async def test_a_paused_operation_keeps_its_deadline(open_world: OpenWorld, restart: bool) -> None:
     limit = timedelta(milliseconds=700)
     world, token = await paused_operation(open_world, operation_timeout=limit)
     if restart:
@@ -399,9 +395,11 @@ async def test_an_operation_that_is_not_served_keeps_its_deadline(open_world: Op
     await world.kill()
     world.services = []
     await world.open()
-    async with asyncio.timeout(5):
-        while not (await world.stored(token)).state.ended:
-            await asyncio.sleep(0.01)
+
+    async def has_ended() -> bool:
+        return (await world.stored(token)).state.ended
+
+    await until_found(has_ended)
     assert b"operation timed out" in ((await world.stored(token)).failure or b"")
 
 

@@ -1,6 +1,7 @@
 """Crashes at every step, drains at any moment: the result is the same."""
 
 import asyncio
+import contextvars
 import gc
 import threading
 import weakref
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 
 from handlers import DurableContext, RetryPolicy, StepError
-from handlers.live_operation import LiveOperation
+from handlers.operation_store import Claim
+from handlers.records import State
 from tests.handlers.test_steps import work
-from tests.handlers.world import HOUR, World, callback, links, until
+from tests.handlers.world import HOUR, World, callback, links, until, until_found
 
 pytestmark = pytest.mark.anyio
 
@@ -193,8 +195,6 @@ async def test_a_drain_hands_back_what_does_not_end_in_time(open_world: OpenWorl
     await until(lambda: finals == ["fails"])
     tokens["late"] = (await world.engine.start(world.request("run", "late"))).token  # type: ignore[union-attr]
     await world.close(0.01)
-    migrated = World(world.path, [])
-    migrated.database = world.database
     gate.set()
     await world.open()
     for name, token in tokens.items():
@@ -238,8 +238,7 @@ async def test_a_drain_right_after_a_start_runs_nothing(open_world: OpenWorld) -
 
     world = await open_world(work(body))
     starting = asyncio.ensure_future(world.engine.start(world.request("run")))
-    while not world.engine.live:
-        await asyncio.sleep(0)
+    await until(lambda: world.engine.live)
     await world.close()
     gate.set()
     token = (await starting).token  # type: ignore[union-attr]
@@ -250,15 +249,13 @@ async def test_a_drain_right_after_a_start_runs_nothing(open_world: OpenWorld) -
 
 
 async def test_nothing_is_kept_of_an_operation_that_has_ended(open_world: OpenWorld) -> None:
-    alive: weakref.WeakSet[LiveOperation] = weakref.WeakSet()
     contexts: weakref.WeakSet[DurableContext] = weakref.WeakSet()
 
     async def body(ctx: DurableContext, input: int) -> int:
         contexts.add(ctx)
 
         async def closure() -> int:
-            assert ctx
-            return input
+            return input + int(ctx.cancellation_requested)
 
         if input % 3 == 1:
             await ctx.sleep(timedelta(milliseconds=1))
@@ -281,7 +278,7 @@ async def test_nothing_is_kept_of_an_operation_that_has_ended(open_world: OpenWo
     await until(lambda: len(world.sender.posts) == 1000, 20)
     await until(lambda: world.engine.live == 0 and world.delivery.held == 0)
     gc.collect()
-    assert len(contexts) == len(alive) == 0
+    assert len(contexts) == 0
     assert not world.engine._endings._waiting
     assert not world.engine._endings._tasks
     assert not world.delivery._destinations
@@ -301,11 +298,78 @@ async def test_progress_and_links_are_kept(open_world: OpenWorld) -> None:
 
     world = await open_world(work(body))
     token = await world.start("run", callback=callback(), trace_context=None)
-    async with asyncio.timeout(5):
-        while (await world.stored(token)).progress != '{"fraction": 1.0, "message": "step 4"}':
-            await asyncio.sleep(0.001)
+
+    async def is_shown() -> bool:
+        return (await world.stored(token)).progress == '{"fraction": 1.0, "message": "step 4"}'
+
+    await until_found(is_shown)
     await world.reopen()
     gate.set()
     await world.ended(token)
     await until(lambda: world.sender.posts)
     assert "".join(world.sender.posts[0].get("nexus-link")).count("example/") == 2
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+async def test_an_owner_that_was_overtaken_writes_no_more(
+    open_world: OpenWorld, cancels: bool
+) -> None:
+    gate = asyncio.Event()
+    cleaned_up: list[str] = []
+
+    async def refund() -> None:
+        cleaned_up.append("refund")
+
+    async def body(ctx: DurableContext, input: Any) -> None:
+        try:
+            await ctx.step(gate.wait, name="gate")
+        finally:
+            await ctx.step(refund)
+
+    world = await open_world(work(body))
+    token = await world.start("run")
+    await asyncio.sleep(0.01)
+    assert await world.database.write(Claim(token, State.RUNNING))  # another process takes it
+    if cancels:
+        await world.cancel(token)
+    else:
+        gate.set()
+    await until(lambda: world.engine.live == 0)
+    assert cleaned_up == []
+    assert await world.journal(token) == []
+    assert (await world.stored(token)).state == "running"
+    gate.set()
+    await world.reopen()
+    await world.ended(token)
+    assert cleaned_up == ["refund"]
+
+
+async def test_a_context_is_refused_outside_of_its_handler(open_world: OpenWorld) -> None:
+    async def body(ctx: DurableContext, input: Any) -> str:
+        async def elsewhere() -> str:
+            try:
+                await ctx.sleep(HOUR)
+            except RuntimeError as error:
+                return str(error)
+            return ""
+
+        outside = contextvars.Context()
+        return await asyncio.create_task(elsewhere(), context=outside)
+
+    world = await open_world(work(body))
+    message = await world.result(await world.start("run"))
+    assert message == "a DurableContext works only inside its own handler"
+
+
+async def test_a_deadline_after_the_close_is_the_next_process_s(open_world: OpenWorld) -> None:
+    async def body(ctx: DurableContext, input: Any) -> None:
+        await ctx.sleep(HOUR)
+
+    world = await open_world(work(body))
+    token = await world.start("run", operation_timeout=HOUR)
+    await world.close()
+    world.engine._deadlines.watch(token, 0)
+    await until(lambda: not world.engine._deadlines._timers)
+    await until(lambda: not world.engine._deadlines._tasks)
+    await world.open()
+    assert (await world.stored(token)).state.ended is False

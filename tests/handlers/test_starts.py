@@ -17,7 +17,16 @@ from handlers.engine import EngineSettings
 from handlers.requests import Started
 from nexus_spec.limits import PAYLOAD_BYTES
 from tests.handlers.test_steps import work
-from tests.handlers.world import HOUR, World, callback, error_of, links, until, value_of
+from tests.handlers.world import (
+    HOUR,
+    World,
+    callback,
+    error_of,
+    links,
+    until,
+    until_found,
+    value_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -60,9 +69,7 @@ async def test_a_known_request_gets_the_first_token_and_then_the_result(
     with pytest.raises(HandlerError):
         await world.engine.start(replace(request, content_headers=headers))
     lengthy = {**request.content_headers, "content-length": "7"}
-    assert isinstance(
-        await world.engine.start(replace(request, content_headers=lengthy)), Started
-    )
+    assert isinstance(await world.engine.start(replace(request, content_headers=lengthy)), Started)
 
     gate.set()
     await world.result(first.token)
@@ -115,7 +122,6 @@ async def test_a_token_counts_only_with_all_that_belongs_to_it(open_world: OpenW
 
 async def test_inline_operations_are_answered_and_not_recorded(open_world: OpenWorld) -> None:
     threads: list[str] = []
-    gate = threading.Event()
 
     @service_handler(name="Work")
     class Work:
@@ -127,8 +133,6 @@ async def test_inline_operations_are_answered_and_not_recorded(open_world: OpenW
         @sync_operation
         def threaded(self, ctx: StartOperationContext, input: str) -> str:
             threads.append(threading.current_thread().name)
-            if input == "hang":
-                gate.wait(10)
             if input == "stop":
                 next(iter(()))
             return input
@@ -140,18 +144,6 @@ async def test_inline_operations_are_answered_and_not_recorded(open_world: OpenW
         @sync_operation
         async def odd(self, ctx: StartOperationContext, input: None) -> object:
             return object()
-
-        @sync_operation
-        async def slow(self, ctx: StartOperationContext, input: str) -> str:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                if input == "raises":
-                    raise ValueError("cut off") from None
-                if input == "holds on":
-                    return "late"
-                raise
-            return ""
 
     world = await open_world(Work(), settings=EngineSettings(handler_threads=1))
     answer = await world.engine.start(world.request("quote", 1))
@@ -173,19 +165,51 @@ async def test_inline_operations_are_answered_and_not_recorded(open_world: OpenW
         await world.engine.cancel(world.request("quote").key, "t", {})
     assert refused.value.type is HandlerErrorType.NOT_IMPLEMENTED
 
-    for how, kind in (("", "REQUEST_TIMEOUT"), ("holds on", "REQUEST_TIMEOUT"), ("raises", "")):
-        request = world.request("slow", how, request_timeout_seconds=0.01)
-        try:
-            await world.engine.start(request)
-        except HandlerError as error:
-            assert error.type.value == kind  # noqa: PT017
-        except ValueError:
-            assert not kind  # noqa: PT017
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
 
-    # A thread that outlives its request keeps its place in the pool.
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("", HandlerError), ("holds on", HandlerError), ("raises", ValueError)],
+)
+async def test_an_inline_handler_is_cut_off_at_the_request_timeout(
+    open_world: OpenWorld, how: str, expected: type[Exception]
+) -> None:
+    @service_handler(name="Work")
+    class Work:
+        @sync_operation
+        async def slow(self, ctx: StartOperationContext, input: str) -> str:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if input == "raises":
+                    raise ValueError("cut off") from None
+                if input == "holds on":
+                    return "late"
+                raise
+            return ""
+
+    world = await open_world(Work())
+    request = world.request("slow", how, request_timeout_seconds=0.01)
+    with pytest.raises(expected) as raised:
+        await world.engine.start(request)
+    if isinstance(raised.value, HandlerError):
+        assert raised.value.type is HandlerErrorType.REQUEST_TIMEOUT
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_thread_that_outlives_its_request_keeps_its_place(open_world: OpenWorld) -> None:
+    gate = threading.Event()
+
+    @service_handler(name="Work")
+    class Work:
+        @sync_operation
+        def threaded(self, ctx: StartOperationContext, input: str) -> str:
+            if input == "hang":
+                gate.wait(10)
+            return input
+
+    world = await open_world(Work(), settings=EngineSettings(handler_threads=1))
     request = world.request("threaded", "hang", request_timeout_seconds=0.01)
     error = await error_of(world.engine.start(request))
     assert isinstance(error, HandlerError)
@@ -219,7 +243,7 @@ async def test_a_callers_disconnect_ends_an_inline_handler(open_world: OpenWorld
     )
     await asyncio.sleep(0.01)
     gone.set()
-    with pytest.raises(Exception, match="^$") as raised:
+    with pytest.raises(Exception, match=r"^$") as raised:
         await starting
     assert type(raised.value).__name__ == "ClientDisconnected"
 
@@ -304,10 +328,12 @@ async def test_a_handlers_errors(open_world: OpenWorld, error: Exception, expect
     world = await open_world(work(body))
     token = await world.start("run")
     if isinstance(error, ValueError):
-        for n in range(1, 5):  # each restart begins the wait anew
-            async with asyncio.timeout(5):
-                while (await world.stored(token)).attempts < n:
-                    await asyncio.sleep(0.001)
+        for n in range(1, 5):  # a restart does not wait for the backoff
+
+            async def has_failed(n: int = n) -> bool:
+                return (await world.stored(token)).attempts == n
+
+            await until_found(has_failed)
             await world.reopen()
     assert await world.failure(token) == ("failed", expected)
     stored = await world.stored(token)

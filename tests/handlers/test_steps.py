@@ -348,7 +348,7 @@ async def test_a_step_may_time_out_and_be_tried_again(open_world: OpenWorld) -> 
     assert await world.result(await world.start("run")) == 2
 
 
-class Callable_:
+class Invocable:
     async def __call__(self) -> int:
         return 7
 
@@ -361,7 +361,7 @@ async def test_any_callable_is_a_step(open_world: OpenWorld) -> None:
         async def plus(a: int, b: int) -> int:
             return a + b
 
-        instance = Callable_()
+        instance = Invocable()
         return [
             await ctx.step(instance, name="call"),
             await ctx.step(instance.method),
@@ -473,7 +473,7 @@ async def test_branches_keep_their_keys_and_results_on_replay(open_world: OpenWo
     token = await world.start("run")
     for name in "cab":
         gates[name].set()
-        await until(lambda name=name: ran[name] == 2)
+        await until(functools.partial(lambda done: ran[done] == 2, name))
     await world.waits_at(token, "5/work_on#2")
     await world.reopen()
     hold.set()
@@ -589,7 +589,7 @@ async def test_a_context_works_only_in_its_handler(open_world: OpenWorld) -> Non
     world = await open_world(work(body))
     token = await world.start("run")
     assert await world.result(token) == f"<DurableContext of operation {token}>"
-    with pytest.raises(BaseException, match="^$") as raised:
+    with pytest.raises(BaseException, match=r"^$") as raised:
         await kept[0].sleep(timedelta(0))
     assert type(raised.value).__name__ == "LeftMemory"
     with contextlib.suppress(BaseException):

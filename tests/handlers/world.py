@@ -50,8 +50,17 @@ _numbers = itertools.count(1)
 
 async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
     """Wait for a condition, with a deadline."""
+
+    async def ask() -> bool:
+        return bool(condition())
+
+    await until_found(ask, seconds)
+
+
+async def until_found(ask: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> None:
+    """Wait for a condition that is asked of the database, with a deadline."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not await ask():  # noqa: ASYNC110  # there is no Event for what a file holds
             await asyncio.sleep(0.001)
 
 
@@ -112,6 +121,7 @@ class MortalDatabase(SqliteDatabase):
         super().__init__(path)
         self.entries = entries
         self.dead = asyncio.Event()
+        self.last: asyncio.Future[Any] | None = None
         self.refuses: Callable[[Write[Any]], Exception | None] = lambda write: None
         self._last_is_written = last_is_written
 
@@ -123,11 +133,11 @@ class MortalDatabase(SqliteDatabase):
         if (error := self.refuses(write)) is not None:
             nobody.set_exception(error)
             return nobody
-        if self.entries is not None and isinstance(write, AppendJournal):
+        if self.entries is not None and type(write).__name__ == AppendJournal.__name__:
             if self.entries == 0:
                 self.dead.set()
                 if self._last_is_written:
-                    super().write(write)
+                    self.last = super().write(write)
                 return nobody
             self.entries -= 1
         return super().write(write)
@@ -258,22 +268,28 @@ class World:
 
     async def waits_at(self, token: str, step: str) -> None:
         """Wait until a key is in the journal."""
-        async with asyncio.timeout(10):
-            while step not in [entry.key for entry in await self.journal(token)]:
-                await asyncio.sleep(0.001)
+
+        async def is_there() -> bool:
+            return step in [entry.key for entry in await self.journal(token)]
+
+        await until_found(is_there)
 
     async def paused(self, token: str) -> str:
         """Wait until the operation is paused and out of memory; return why."""
-        async with asyncio.timeout(10):
-            while (stored := await self.stored(token)).state != "paused" or self.engine.live:
-                await asyncio.sleep(0.001)
-        return stored.pause_reason or ""
+
+        async def is_paused() -> bool:
+            return (await self.stored(token)).state == "paused" and not self.engine.live
+
+        await until_found(is_paused)
+        return (await self.stored(token)).pause_reason or ""
 
     async def delivered(self, token: str) -> None:
         """Wait until every callback is delivered."""
-        async with asyncio.timeout(10):
-            while {row[3] for row in await self.callbacks(token)} != {"delivered"}:
-                await asyncio.sleep(0.001)
+
+        async def are_delivered() -> bool:
+            return {row[3] for row in await self.callbacks(token)} == {"delivered"}
+
+        await until_found(are_delivered)
 
     async def cancel(self, token: str) -> None:
         """Cancel as the caller does."""

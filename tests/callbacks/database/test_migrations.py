@@ -31,8 +31,7 @@ def described(path: Path) -> dict[str, object]:
             },
             "key": inspector.get_pk_constraint(table)["constrained_columns"],
             "unique": sorted(
-                sorted(map(str, c["column_names"]))
-                for c in inspector.get_unique_constraints(table)
+                sorted(map(str, c["column_names"])) for c in inspector.get_unique_constraints(table)
             ),
             "indexes": sorted(
                 (

@@ -1,5 +1,7 @@
 import asyncio
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from callbacks.database import (
     persist,
     sqlite_path,
 )
-from callbacks.database.sqlite import connect
+from callbacks.database.sqlite import connect, prepare_file
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +60,7 @@ async def database(tmp_path: Path) -> Any:
 
 async def test_what_one_turn_queues_is_one_transaction(database: SqliteDatabase) -> None:
     answers = await asyncio.gather(*(database.write(Insert(n)) for n in range(300)))
-    assert answers == [1] * 300
+    assert list(answers) == [1] * 300
     assert (database.batches, database.writes) == (2, 300)
     assert len(await database.fetch(ALL, {})) == 300
 
@@ -87,7 +89,7 @@ async def test_a_disk_that_is_full_fails_all_and_recovers(database: SqliteDataba
 async def test_a_cancelled_caller_does_not_lose_its_write(database: SqliteDatabase) -> None:
     writes = [database.write(Insert(n)) for n in range(3)]
     writes[1].cancel()
-    assert await asyncio.gather(writes[0], writes[2]) == [1, 1]
+    assert [await writes[0], await writes[2]] == [1, 1]
     assert await database.fetch(ALL, {}) == [(0,), (1,), (2,)]
 
 
@@ -100,9 +102,11 @@ async def test_close_commits_what_waits_and_refuses_what_comes(tmp_path: Path) -
     database.close()
     assert await asyncio.gather(*waiting) == [1] * 600
     with pytest.raises(DatabaseClosed):
-        database.write(Insert(1))
+        await database.write(Insert(1))
     with pytest.raises(DatabaseClosed):
         await persist(database, Insert(1))
+    with pytest.raises(DatabaseClosed):
+        await database.fetch(ALL, {})
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (600,)
     connection.close()
     SqliteDatabase(path).close()  # the lock is free again
@@ -156,7 +160,9 @@ async def test_a_commit_that_breaks_fails_its_batch_only() -> None:
         return [len(writes)] * len(writes)
 
     group = GroupCommit(commit, most=2)
-    answers = await asyncio.gather(*(group.write(Insert(n)) for n in range(5)), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(group.write(Insert(n)) for n in range(5)), return_exceptions=True
+    )
     assert [str(answer) for answer in answers] == ["broken", "broken", "2", "2", "1"]
     group.close()
 
@@ -191,7 +197,7 @@ def test_urls(url: str, path: str) -> None:
     ("url", "message"),
     [
         ("postgresql://h/d", "PostgreSQL is not supported"),
-        ("mysql://h/d", "is not a database URL"),
+        ("mysql://h/d", "use sqlite:///data/nexus.db"),
         ("sqlite:///", "in-memory"),
         ("sqlite:///:memory:", "in-memory"),
     ],
@@ -201,3 +207,27 @@ def test_bad_urls(url: str, message: str) -> None:
         sqlite_path(url)
 
 
+def test_the_file_is_for_this_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "private.db"
+    connection = connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    connection.close()
+    assert modes
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_file_that_is_there_keeps_its_locks(tmp_path: Path) -> None:
+    # What is opened and closed beside SQLite takes SQLite's locks along.
+    path = tmp_path / "held.db"
+    connection = connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    prepare_file(path)
+    write = (
+        "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute('INSERT INTO t VALUES(1)')"
+    )
+    program = f"{write}; c.commit(); c.close()"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    assert path.with_name("held.db-wal").exists()
+    assert connection.execute("SELECT x FROM t").fetchall() == [(1,)]
+    connection.close()
