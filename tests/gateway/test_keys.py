@@ -117,7 +117,7 @@ def test_keys_change_what_a_running_gateway_lets_in(keys: Keys) -> None:
         assert status("/api/v1/operations", first_secret) == 403
         assert status("/metrics", first_secret) == 403
 
-        _, operator = keys.create("ops", "--role", "operate")
+        operator_key, operator = keys.create("ops", "--role", "operate")
         assert status("/api/v1/operations", operator) == 200
         assert status("/metrics", operator) == 200
         assert status(echo, operator, "POST") == 200
@@ -128,6 +128,13 @@ def test_keys_change_what_a_running_gateway_lets_in(keys: Keys) -> None:
             assert time.monotonic() < deadline
         assert status(echo, first_secret, "POST") == 401
         assert status(echo, operator, "POST") == 200
+
+        # Without any valid key left nobody may call; it does not open again.
+        assert keys("revoke", operator_key).code == 0
+        deadline = time.monotonic() + REFUSED_WITHIN_SECONDS
+        while status(echo, operator, "POST") == 200:
+            assert time.monotonic() < deadline
+        assert status(echo, None, "POST") == 401
         assert process.terminate() == 0
     assert operator not in process.log()
     assert first_secret not in process.log()

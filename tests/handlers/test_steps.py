@@ -594,3 +594,44 @@ async def test_a_context_works_only_in_its_handler(open_world: OpenWorld) -> Non
     assert type(raised.value).__name__ == "LeftMemory"
     with contextlib.suppress(BaseException):
         kept[0].now()
+
+
+async def test_a_mistake_in_the_handler_is_told_and_not_tried_again(open_world: OpenWorld) -> None:
+    messages: list[str] = []
+
+    async def body(ctx: DurableContext, input: Any) -> None:
+        for call in (
+            lambda: ctx.step(nothing()),  # type: ignore[call-overload]
+            lambda: ctx.step(1),  # type: ignore[call-overload]
+            lambda: ctx.sleep(1),  # type: ignore[arg-type]
+        ):
+            try:
+                await call()
+            except StepArgumentsInvalid as error:
+                messages.append(str(error))
+        try:
+            await ctx.step(nothing, 1, 2)
+        except StepError as error:
+            messages.append(f"{error.attempts}: {error.message}")
+        await ctx.step(1)  # type: ignore[call-overload]
+
+    world = await open_world(work(body))
+    stored = await world.ended(await world.start("run"))
+    assert (stored.state.value, stored.attempts) == ("failed", 0)
+    assert "a function and its arguments" in (stored.error_detail or "")
+    for message, part in zip(
+        messages,
+        ["not a call of it", "a function and its arguments", "a timedelta", "1: nothing() takes"],
+        strict=True,
+    ):
+        assert part in message
+
+
+async def test_the_last_progress_is_kept_with_the_end(open_world: OpenWorld) -> None:
+    async def body(ctx: DurableContext, input: Any) -> None:
+        for tenth in range(11):
+            ctx.progress(tenth / 10, f"part {tenth}")
+
+    world = await open_world(work(body))
+    stored = await world.ended(await world.start("run"))
+    assert stored.progress == '{"fraction": 1.0, "message": "part 10"}'
