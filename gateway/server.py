@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import uvicorn
@@ -21,6 +24,7 @@ from gateway.settings import InvalidSettings, Settings
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_THREADS_END_SECONDS = 0.5
 
 
 def serve(app: Starlette, settings: Settings) -> None:
@@ -48,6 +52,23 @@ def serve(app: Starlette, settings: Settings) -> None:
     server = _Server(config, app, listener, settings.log_format)
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.run())
+    _leave_busy_threads_behind()
+
+
+def _leave_busy_threads_behind() -> None:
+    """End the process where a thread outlived the drain: Python would wait for it for ever.
+
+    Everything is closed by now. What the thread still does is not recorded, and its step runs
+    again with the next process.
+    """
+    deadline = time.monotonic() + _THREADS_END_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith(("nexus-handler", "nexus-step")):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logger.warning("a handler's thread did not end", extra={"busy": thread.name})
+                logging.shutdown()
+                os._exit(0)
 
 
 class _Server(uvicorn.Server):

@@ -250,3 +250,28 @@ def test_help_is_for_people(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
         done = run_here(capfd, *command, "--help")
         assert done.code == 0
         assert "Usage: " in done.out
+
+
+def test_a_step_on_a_thread_that_never_ends_does_not_hold_up_the_exit(folder: Path) -> None:
+    (folder / "stuck.py").write_text(
+        "import threading\n"
+        "from nexusrpc.handler import service_handler\n"
+        "from handlers import DurableContext, durable_operation\n"
+        "def wait() -> None:\n"
+        "    threading.Event().wait()\n"
+        "@service_handler(name='stuck')\n"
+        "class Stuck:\n"
+        "    @durable_operation\n"
+        "    async def run(self, ctx: DurableContext, value: None) -> None:\n"
+        "        await ctx.step(wait)\n"
+        "services = Stuck()\n"
+    )
+    with GatewayProcess.start(
+        "stuck:services",
+        folder / "n.db",
+        cwd=folder,
+        env={"NEXUS_GATEWAY_DRAIN_SECONDS": "0.2"},
+    ) as process:
+        assert httpx.post(f"{process.base_url}/services/stuck/run").status_code == 201
+        assert process.terminate() == 0
+    assert "a handler's thread did not end" in process.log()
