@@ -103,31 +103,31 @@ _FREEZE = Statement(
 _FORGET = Statement(sa.delete(_callback).where(_callback.c.token == _bind("token")))
 
 
-def forget(tx: Transaction, token: str) -> None:
+async def forget(tx: Transaction, token: str) -> None:
     """Drop the callbacks of an operation whose start is taken back."""
-    tx.execute(_FORGET, {"token": token})
+    await tx.execute(_FORGET, {"token": token})
 
 
-def register(tx: Transaction, token: str, registration: Registration, now: int) -> bool:
+async def register(tx: Transaction, token: str, registration: Registration, now: int) -> bool:
     """Add a slot for a callback; return False where the operation has it already.
 
     Raises:
         ValueError: The operation has as many callbacks as it may have.
     """
-    known = [row[0] for row in tx.fetch(_HASHES, {"token": token})]
+    known = [row[0] for row in await tx.fetch(_HASHES, {"token": token})]
     if registration.hash in known:
         return False
     if len(known) >= SLOTS_PER_OPERATION:
         raise ValueError(f"an operation has at most {SLOTS_PER_OPERATION} callbacks")
-    register_first(tx, token, registration, now, slot=len(known))
+    await register_first(tx, token, registration, now, slot=len(known))
     return True
 
 
-def register_first(
+async def register_first(
     tx: Transaction, token: str, registration: Registration, now: int, *, slot: int = 0
 ) -> None:
     """Add the callback of an operation that was inserted just now."""
-    tx.execute(
+    await tx.execute(
         _REGISTER,
         {
             "token": token,
@@ -141,7 +141,7 @@ def register_first(
     )
 
 
-def freeze(
+async def freeze(
     tx: Transaction,
     token: str,
     completion: tuple[Sequence[tuple[str, str]], bytes],
@@ -163,10 +163,10 @@ def freeze(
     """
     headers, body = completion
     deliveries = []
-    for row_id, url, destination, own in tx.fetch(_REGISTERED, {"token": token}):
+    for row_id, url, destination, own in await tx.fetch(_REGISTERED, {"token": token}):
         all_headers = [(str(n), str(v)) for n, v in json.loads(own)]
         all_headers += headers
-        tx.execute(
+        await tx.execute(
             _FREEZE,
             {
                 "row_id": row_id,
@@ -277,11 +277,16 @@ class Close:
     now: int
     attempt: Attempt | None
 
-    def apply(self, tx: Transaction) -> None:
+    @property
+    def subject(self) -> str | None:
+        """The delivery."""
+        return f"callback/{self.id}"
+
+    async def apply(self, tx: Transaction) -> None:
         """Write the outcome and, where one is kept, the attempt."""
-        tx.execute(_CLOSE, {"row_id": self.id, "new_state": self.state, "now": self.now})
+        await tx.execute(_CLOSE, {"row_id": self.id, "new_state": self.state, "now": self.now})
         if self.attempt is not None:
-            _add_attempt(tx, self.id, self.attempt)
+            await _add_attempt(tx, self.id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +298,14 @@ class Retry:
     outcome_unknown: bool
     attempt: Attempt
 
-    def apply(self, tx: Transaction) -> None:
+    @property
+    def subject(self) -> str | None:
+        """The delivery."""
+        return f"callback/{self.id}"
+
+    async def apply(self, tx: Transaction) -> None:
         """Write the attempt and when the next one is."""
-        tx.execute(
+        await tx.execute(
             _RETRY,
             {
                 "row_id": self.id,
@@ -303,7 +313,7 @@ class Retry:
                 "new_unknown": int(self.outcome_unknown),
             },
         )
-        _add_attempt(tx, self.id, self.attempt)
+        await _add_attempt(tx, self.id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,15 +324,20 @@ class ClaimDue:
     most: int
     busy: Sequence[str]
 
-    def apply(self, tx: Transaction) -> tuple[list[Delivery], int | None]:
+    @property
+    def subject(self) -> str | None:
+        """Nothing in particular."""
+        return None
+
+    async def apply(self, tx: Transaction) -> tuple[list[Delivery], int | None]:
         """Return the claimed deliveries, and when the next one is due (None: never)."""
         busy = json_text(self.busy)
         claimed = []
-        for row in tx.fetch(_DUE, {"now": self.now, "most": self.most, "busy": busy}):
+        for row in await tx.fetch(_DUE, {"now": self.now, "most": self.most, "busy": busy}):
             delivery = _delivery(row)
-            tx.execute(_CLAIM, {"row_id": delivery.id, "new_attempt": delivery.attempt})
+            await tx.execute(_CLAIM, {"row_id": delivery.id, "new_attempt": delivery.attempt})
             claimed.append(delivery)
-        return claimed, tx.fetch(_NEXT_DUE, {"busy": busy})[0][0]
+        return claimed, (await tx.fetch(_NEXT_DUE, {"busy": busy}))[0][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,9 +347,14 @@ class GiveBack:
     id: int
     now: int
 
-    def apply(self, tx: Transaction) -> None:
+    @property
+    def subject(self) -> str | None:
+        """The delivery."""
+        return f"callback/{self.id}"
+
+    async def apply(self, tx: Transaction) -> None:
         """Take the claim back, as if it had not been made: the outcome is not unknown."""
-        tx.execute(_GIVE_BACK, {"row_id": self.id, "now": self.now})
+        await tx.execute(_GIVE_BACK, {"row_id": self.id, "now": self.now})
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,9 +363,14 @@ class RecoverInFlight:
 
     now: int
 
-    def apply(self, tx: Transaction) -> int:
+    @property
+    def subject(self) -> str | None:
+        """Nothing in particular."""
+        return None
+
+    async def apply(self, tx: Transaction) -> int:
         """Return how many there were."""
-        return tx.execute(_RECOVER, {"now": self.now})
+        return await tx.execute(_RECOVER, {"now": self.now})
 
 
 def _delivery(row: Row) -> Delivery:
@@ -363,7 +388,7 @@ def _delivery(row: Row) -> Delivery:
     )
 
 
-def _add_attempt(tx: Transaction, callback_id: int, attempt: Attempt) -> None:
+async def _add_attempt(tx: Transaction, callback_id: int, attempt: Attempt) -> None:
     values: dict[str, Any] = {
         "callback_id": callback_id,
         "n": attempt.n,
@@ -374,7 +399,7 @@ def _add_attempt(tx: Transaction, callback_id: int, attempt: Attempt) -> None:
         "address": attempt.address,
         "response_excerpt": attempt.response_excerpt,
     }
-    tx.execute(_ADD_ATTEMPT, values)
+    await tx.execute(_ADD_ATTEMPT, values)
 
 
 # ---------------------------------------------------------------- reading, for operators

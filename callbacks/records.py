@@ -2,8 +2,10 @@
 
 from enum import StrEnum
 
-from sqlalchemy import Column, Index, Integer, LargeBinary, UniqueConstraint
+from sqlalchemy import Column, Integer, LargeBinary, UniqueConstraint
 from sqlmodel import BigInteger, Field, SQLModel
+
+from callbacks.database import partial_index
 
 
 class CallbackState(StrEnum):
@@ -26,12 +28,11 @@ class CallbackRecord(SQLModel, table=True):
     __tablename__ = "callback"
     __table_args__ = (
         UniqueConstraint("token", "slot"),
-        Index("callback_due", "next_at", sqlite_where=Column("state") == "due"),
-        Index(
-            "callback_undelivered",
-            "state",
-            sqlite_where=Column("state").in_(("due", "in_flight", "failed")),
+        partial_index("callback_due", "next_at", where="state = 'due'"),
+        partial_index(
+            "callback_undelivered", "state", where="state IN ('due', 'in_flight', 'failed')"
         ),
+        partial_index("callback_owned", "owner", where="state = 'in_flight'"),
     )
 
     id: int | None = Field(
@@ -46,6 +47,7 @@ class CallbackRecord(SQLModel, table=True):
     headers: str  # JSON [[name, value], ...]: the caller's, from the end on all that is sent
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     state: str = CallbackState.REGISTERED
+    owner: str | None = None  # of `in_flight`: the process that sends it
     attempt: int = 0
     outcome_unknown: int = 0  # 1: an earlier attempt may have arrived
     next_at: int | None = Field(default=None, sa_type=BigInteger)
@@ -67,3 +69,26 @@ class DeliveryAttemptRecord(SQLModel, table=True):
     error: str | None = None
     address: str | None = None
     response_excerpt: str | None = None
+
+
+class ReplicaRecord(SQLModel, table=True):
+    """One running gateway process; what it owns is safe from others while its lease lasts."""
+
+    __tablename__ = "replica"
+
+    id: str = Field(primary_key=True)
+    lease_until: int = Field(sa_type=BigInteger)
+    version: str
+    started_at: int = Field(sa_type=BigInteger)
+
+
+class SigningKeyRecord(SQLModel, table=True):
+    """A secret that signs what the gateway sends."""
+
+    __tablename__ = "signing_key"
+
+    id: str = Field(primary_key=True)
+    purpose: str
+    secret: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: int = Field(sa_type=BigInteger)
+    retired_at: int | None = Field(default=None, sa_type=BigInteger)

@@ -15,7 +15,7 @@ from gateway.access import hash_secret, new_secret
 from gateway.records import ApiKeyRecord
 from gateway.roles import Role
 from gateway.schema import migrate
-from handlers.execution import now_ms
+from handlers.clock import now_ms
 
 _keys = table_of(ApiKeyRecord)
 _INSERT = Statement(

@@ -12,9 +12,9 @@ from prometheus_client.core import (
 )
 
 from callbacks.outbox import BACKLOG
-from handlers.execution import now_ms
-from handlers.operation_store import COUNT_OPEN
+from handlers.clock import now_ms
 from handlers.stats import Histogram
+from handlers.store.operations import COUNT_OPEN
 
 if TYPE_CHECKING:
     from gateway.runtime import Gateway

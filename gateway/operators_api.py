@@ -15,17 +15,10 @@ from gateway.asgi import Answer, read_body
 from gateway.error_responses import bad_request
 from gateway.runtime import Gateway
 from handlers.journal import Kind
-from handlers.operation_store import (
-    LIST,
-    LOAD,
-    LOAD_JOURNAL,
-    JournalEntry,
-    StoredOperation,
-    read_entry,
-    read_operation,
-)
 from handlers.records import State
 from handlers.services import DEFAULT_ENDPOINT, HostedOperation
+from handlers.store.journals import LOAD_JOURNAL, JournalEntry, read_entry
+from handlers.store.operations import LIST, LOAD, StoredOperation, read_operation
 from nexus_spec import InvalidWireValue, operation_path
 from nexus_spec.json_text import parse_json
 from nexus_spec.limits import PAYLOAD_BYTES

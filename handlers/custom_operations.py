@@ -14,23 +14,16 @@ from nexusrpc import HandlerError, HandlerErrorType, Link, OperationError
 from nexusrpc.handler import StartOperationResultSync
 
 from callbacks.database import SqliteDatabase, persist
+from handlers.clock import now_ms
 from handlers.deadlines import Deadlines
 from handlers.endings import Ended, Endings, ended_by, ended_of, outcome, succeeded
-from handlers.execution import now_ms
 from handlers.hosting import Hosting
 from handlers.live_operation import links_from_json, links_to_json
-from handlers.operation_store import (
-    BY_HANDLER_TOKEN,
-    LOAD,
-    ForgetStart,
-    RequestCancel,
-    StoredOperation,
-    read_operation,
-    set_links,
-    started_by_handler,
-)
 from handlers.requests import OperationKey, Outcome, Started, StartRequest
 from handlers.services import HostedOperation, Kind, ServiceRegistry
+from handlers.store.operations import BY_HANDLER_TOKEN, LOAD, StoredOperation, read_operation
+from handlers.store.running import RequestCancel, set_links, started_by_handler
+from handlers.store.starting import ForgetStart
 from nexus_spec import InvalidWireValue, PayloadSerializer, check_token
 
 logger = logging.getLogger(__name__)

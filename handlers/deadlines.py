@@ -4,9 +4,9 @@ import asyncio
 import logging
 
 from callbacks.database import DatabaseClosed, SqliteDatabase
+from handlers.clock import now_ms
 from handlers.endings import Endings, failed
-from handlers.execution import now_ms
-from handlers.operation_store import LOAD, read_operation
+from handlers.store.operations import LOAD, read_operation
 
 logger = logging.getLogger(__name__)
 

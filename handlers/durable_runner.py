@@ -9,27 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from nexusrpc import Content, HandlerError, OperationError, OperationErrorState
 
 from callbacks.database import DatabaseClosed, SqliteDatabase, persist
+from handlers.clock import now_ms
 from handlers.context import DurableContext
 from handlers.deadlines import TIMED_OUT, Deadlines
 from handlers.endings import Ended, Endings, canceled, ended_by, failed, succeeded
 from handlers.errors import Diverged, LeftMemory, StepArgumentsInvalid, StepError
-from handlers.execution import Execution, Identity, now_ms
+from handlers.execution import Execution, Identity
 from handlers.journal import Journal, Reason
 from handlers.live_operation import LiveOperation
-from handlers.operation_store import (
-    LOAD,
-    LOAD_JOURNAL,
-    Claim,
-    hand_back,
-    pause,
-    read_entry,
-    read_operation,
-    set_attempts,
-)
 from handlers.records import State
 from handlers.retry_policy import RetryPolicy
 from handlers.services import HostedOperation
 from handlers.stats import EngineStats
+from handlers.store.claims import Claim
+from handlers.store.journals import LOAD_JOURNAL, read_entry
+from handlers.store.operations import LOAD, read_operation
+from handlers.store.running import hand_back, pause, set_attempts
 from handlers.tracing import Tracing
 from nexus_spec import InvalidWireValue, PayloadSerializer, is_retryable
 

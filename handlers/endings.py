@@ -12,12 +12,13 @@ from nexusrpc import Content, Link, OperationError, OperationErrorState
 
 from callbacks.database import Writer, persist
 from callbacks.outbox import Delivery
-from handlers.execution import now_ms
+from handlers.clock import now_ms
 from handlers.live_operation import links_from_json
-from handlers.operation_store import Finish, RenderedCompletion, StoredOperation
 from handlers.records import State
 from handlers.requests import Succeeded
 from handlers.stats import EngineStats
+from handlers.store.ending import Finish, RenderedCompletion
+from handlers.store.operations import StoredOperation
 from nexus_spec import (
     Completion,
     Failure,

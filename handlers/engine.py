@@ -22,6 +22,7 @@ from nexusrpc.handler import OperationHandlerMiddleware, StartOperationResultSyn
 
 from callbacks.database import Row, SqliteDatabase, persist
 from callbacks.outbox import Delivery
+from handlers.clock import now_ms
 from handlers.custom_operations import CustomOperations
 from handlers.deadlines import Deadlines
 from handlers.durable_runner import DurableRunner
@@ -36,23 +37,16 @@ from handlers.endings import (
     succeeded,
     succeeded_with,
 )
-from handlers.execution import now_ms
 from handlers.hosting import Hosting
 from handlers.inline import HandlerThreads
 from handlers.live_operation import LiveOperation, links_from_json, links_to_json
-from handlers.operation_store import (
-    LOAD,
-    OPEN_OPERATIONS,
-    AddCallback,
-    RecordStart,
-    RequestCancel,
-    StoredOperation,
-    read_operation,
-)
 from handlers.records import State
 from handlers.requests import OperationKey, Outcome, Started, StartRequest, Succeeded
 from handlers.services import HostedOperation, Kind, ServiceRegistry
 from handlers.stats import EngineStats
+from handlers.store.operations import LOAD, OPEN_OPERATIONS, StoredOperation, read_operation
+from handlers.store.running import RequestCancel
+from handlers.store.starting import AddCallback, RecordStart
 from handlers.tokens import new_token
 from handlers.tracing import Tracing
 from nexus_spec import OperationState, PayloadSerializer, UnencodableValue

@@ -22,10 +22,11 @@ from nexusrpc import HandlerError, OperationError, OperationErrorState
 from nexusrpc._util import is_async_callable
 
 from callbacks.database import Writer
+from handlers.clock import now_ms
 from handlers.errors import Diverged, LeftMemory, StepArgumentsInvalid, StepError
 from handlers.journal import INTERRUPT_KEY, Interrupt, Journal, Kind, Reason
-from handlers.operation_store import AppendJournal, JournalEntry
 from handlers.retry_policy import RetryPolicy
+from handlers.store.journals import AppendJournal, JournalEntry
 from handlers.tracing import Tracing
 from handlers.values import check_function, decode, encode, hash_arguments, is_miscall, result_type
 from nexus_spec import failure_from_json, failure_of_error, failure_to_json
@@ -431,6 +432,7 @@ class Execution:
         args_hash: bytes | None = None,
         output: bytes | None = None,
         error: str | None = None,
+        ref: str | None = None,
         attempt: int = 1,
         wake_at: int | None = None,
     ) -> JournalEntry:
@@ -441,6 +443,7 @@ class Execution:
             args_hash=args_hash,
             output=output,
             error=error,
+            ref=ref,
             attempt=attempt,
             wake_at=wake_at,
             created_at=created_at,
@@ -609,15 +612,11 @@ def interrupt_entry(journal: Journal, reason: Reason, pending: set[str]) -> Jour
         args_hash=None,
         output=json.dumps({"reason": reason, "pending": sorted(pending)}).encode(),
         error=None,
+        ref=None,
         attempt=1,
         wake_at=None,
         created_at=now_ms(),
     )
-
-
-def now_ms() -> int:
-    """Return the time in milliseconds since 1970, UTC."""
-    return time.time_ns() // 1_000_000
 
 
 def _wake(wait: asyncio.Future[None]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from handlers.errors import Diverged
-from handlers.operation_store import JournalEntry
+from handlers.store.journals import JournalEntry
 
 
 class Kind(StrEnum):

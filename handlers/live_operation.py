@@ -11,7 +11,8 @@ from nexusrpc import Link
 
 from callbacks.database import DatabaseClosed, Writer
 from handlers.journal import Journal
-from handlers.operation_store import StoredOperation, set_links, set_progress
+from handlers.store.operations import StoredOperation
+from handlers.store.running import set_links, set_progress
 
 if TYPE_CHECKING:
     from handlers.execution import Execution

@@ -2,8 +2,10 @@
 
 from enum import StrEnum
 
-from sqlalchemy import Column, Index, LargeBinary, UniqueConstraint
+from sqlalchemy import Column, Integer, LargeBinary, UniqueConstraint
 from sqlmodel import BigInteger, Field, SQLModel
+
+from callbacks.database import partial_index
 
 
 class State(StrEnum):
@@ -32,16 +34,18 @@ class OperationRecord(SQLModel, table=True):
     __table_args__ = (
         # caller is never NULL: NULLs are distinct to a unique index, which would let duplicates in.
         UniqueConstraint("endpoint", "service", "operation", "caller", "request_id"),
-        Index(
-            "operation_open",
-            "state",
-            sqlite_where=Column("state").in_(("ready", "running", "paused")),
+        partial_index("operation_open", "state", where="state IN ('ready', 'running', 'paused')"),
+        partial_index(
+            "operation_handler_token", "handler_token", where="handler_token IS NOT NULL"
         ),
-        Index(
-            "operation_handler_token",
-            "handler_token",
-            sqlite_where=Column("handler_token").is_not(None),
+        partial_index("operation_due", "run_at", where="state = 'ready'"),
+        partial_index("operation_owned", "owner", where="state = 'running' AND owner IS NOT NULL"),
+        partial_index(
+            "operation_deadline",
+            "deadline_at",
+            where="state IN ('ready', 'running', 'paused') AND deadline_at IS NOT NULL",
         ),
+        partial_index("operation_expiry", "expires_at", where="expires_at IS NOT NULL"),
     )
 
     token: str = Field(primary_key=True)
@@ -57,9 +61,13 @@ class OperationRecord(SQLModel, table=True):
     headers: str  # JSON object: the caller's own headers, as the handler sees them
     state: str
     pause_reason: str | None = None
-    epoch: int = 0
-    run_at: int | None = Field(default=None, sa_type=BigInteger)
-    attempts: int = 0
+    owner: str | None = None  # the process that runs it; NULL where none has to
+    epoch: int = 0  # the fencing token: raised by every claim
+    wake_seq: int = 0  # raised by what happens to it from outside: signal, cancel, completion
+    run_at: int | None = Field(default=None, sa_type=BigInteger)  # of `ready`: when it is due
+    attempts: int = 0  # failed runs of the handler
+    losses: int = 0  # processes lost in a row while it ran without recording anything
+    watched: int = 0  # 1: a caller waits for its end at another process than its owner
     cancel_requested_at: int | None = Field(default=None, sa_type=BigInteger)
     deadline_at: int | None = Field(default=None, sa_type=BigInteger)
     links: str = "[]"  # JSON [[url, type], ...]: the caller's
@@ -72,6 +80,7 @@ class OperationRecord(SQLModel, table=True):
     progress: str | None = None  # JSON
     created_at: int = Field(sa_type=BigInteger)
     closed_at: int | None = Field(default=None, sa_type=BigInteger)
+    expires_at: int | None = Field(default=None, sa_type=BigInteger)  # end of its retention
 
 
 class JournalRecord(SQLModel, table=True):
@@ -86,7 +95,25 @@ class JournalRecord(SQLModel, table=True):
     args_hash: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     output: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     error: str | None = None  # JSON
+    ref: str | None = None  # what the entry is about elsewhere: a signal's id, a call's token
     attempt: int = 1
     wake_at: int | None = Field(default=None, sa_type=BigInteger)
     epoch: int
+    created_at: int = Field(sa_type=BigInteger)
+
+
+class SignalRecord(SQLModel, table=True):
+    """Something that was said to an operation: a signal, or the completion of a call it made."""
+
+    __tablename__ = "signal"
+    __table_args__ = (UniqueConstraint("token", "name", "dedupe_id"),)
+
+    id: int | None = Field(
+        default=None,
+        sa_column=Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    )
+    token: str
+    name: str
+    dedupe_id: str
+    payload: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     created_at: int = Field(sa_type=BigInteger)

@@ -12,7 +12,14 @@ from callbacks.database.errors import (
 )
 from callbacks.database.persist import Writer, persist
 from callbacks.database.sqlite import SqliteDatabase
-from callbacks.database.statements import Row, Statement, Transaction, Write, table_of
+from callbacks.database.statements import (
+    Row,
+    Statement,
+    Transaction,
+    Write,
+    partial_index,
+    table_of,
+)
 from callbacks.database.urls import sqlite_path
 from callbacks.database.writer import GroupCommit
 
@@ -28,6 +35,7 @@ __all__ = [
     "Transaction",
     "Write",
     "Writer",
+    "partial_index",
     "persist",
     "sqlite_path",
     "table_of",

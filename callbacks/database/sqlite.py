@@ -5,7 +5,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,16 +53,20 @@ def prepare_file(path: Path) -> None:
 
 
 class _SqliteTransaction:
-    __slots__ = ("_cursor",)
+    __slots__ = ("_cursor", "notifications")
 
     def __init__(self, cursor: sqlite3.Cursor) -> None:
         self._cursor = cursor
+        self.notifications: list[tuple[str, str]] = []
 
-    def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
+    async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         return self._cursor.execute(statement.sql, params).rowcount
 
-    def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
+    async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
         return self._cursor.execute(statement.sql, params).fetchall()
+
+    async def notify(self, channel: str, payload: str) -> None:
+        self.notifications.append((channel, payload))
 
 
 class SqliteDatabase:
@@ -106,7 +110,7 @@ class SqliteDatabase:
         """
         if self._closed:
             raise DatabaseClosed("the store is closed")
-        return self._transaction.fetch(statement, params)
+        return await self._transaction.fetch(statement, params)
 
     def close(self) -> None:
         """Commit what waits, close the file and let another process have it."""
@@ -138,13 +142,24 @@ class SqliteDatabase:
         # at once, whatever the busy timeout.
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            answers = [write.apply(self._transaction) for write in writes]
+            answers = [_run(write.apply(self._transaction)) for write in writes]
             self._connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise
         return answers
+
+
+def _run(applied: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that has nothing to wait for: every statement answers at once."""
+    try:
+        applied.send(None)
+    except StopIteration as done:
+        answer: T = done.value
+        return answer
+    applied.close()
+    raise RuntimeError("a write awaits nothing but its transaction")
 
 
 def _acquire(path: Path) -> int:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-from sqlalchemy import Table
+from sqlalchemy import Index, Table, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
@@ -25,6 +25,11 @@ _DIALECT = sqlite.dialect(paramstyle="named")
 def table_of(model: type[SQLModel]) -> Table:
     """Return the table of a SQLModel class, to build statements from."""
     return cast("Table", model.__table__)  # type: ignore[attr-defined]  # set by SQLModel
+
+
+def partial_index(name: str, column: str, *, where: str) -> Index:
+    """Return an index of the rows for which a condition holds, on either database."""
+    return Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Statement:
@@ -64,19 +69,27 @@ def _literal(value: object) -> str:
 class Transaction(Protocol):
     """What a write may do inside the transaction that commits it."""
 
-    def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
+    async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         """Run a statement and return how many rows it changed."""
 
-    def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
+    async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
         """Run a query, or a statement with RETURNING, and return its rows."""
+
+    async def notify(self, channel: str, payload: str) -> None:
+        """Tell every process on this database, once the transaction is committed."""
 
 
 class Write(Protocol[R_co]):
     """One unit of work: all of it is committed, or none of it.
 
     `apply` runs inside a transaction shared with other writes and may run a second time when
-    another write made the shared transaction fail, so it has no effect but on the database.
+    another write made the shared transaction fail, so it has no effect but on the database. It
+    awaits nothing but the transaction.
     """
 
-    def apply(self, tx: Transaction) -> R_co:
+    @property
+    def subject(self) -> str | None:
+        """What the write changes, where two changes of it must not share a transaction."""
+
+    async def apply(self, tx: Transaction) -> R_co:
         """Run the statements of this write and return its answer."""

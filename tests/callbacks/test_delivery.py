@@ -81,10 +81,11 @@ class Registered:
     now: int
     max_age_ms: int
     claim: bool
+    subject = None
 
-    def apply(self, tx: Transaction) -> list[Delivery]:
-        outbox.register(tx, self.token, self.registration, self.now)
-        return outbox.freeze(
+    async def apply(self, tx: Transaction) -> list[Delivery]:
+        await outbox.register(tx, self.token, self.registration, self.now)
+        return await outbox.freeze(
             tx, self.token, ([("Nexus-Operation-State", "succeeded")], BODY),
             now=self.now, max_age_ms=self.max_age_ms, claim=self.claim,
         )  # fmt: skip

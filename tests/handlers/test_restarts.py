@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from handlers import DurableContext, RetryPolicy, StepError
-from handlers.operation_store import Claim
 from handlers.records import State
+from handlers.store.claims import Claim
 from tests.handlers.test_steps import work
 from tests.handlers.world import HOUR, World, callback, links, until, until_found
 

@@ -20,17 +20,10 @@ from callbacks.outbox import CALLBACKS_OF, Registration
 from clients.sender import SentResponse
 from gateway.schema import migrate
 from handlers.engine import Engine, EngineSettings
-from handlers.operation_store import (
-    LOAD,
-    LOAD_JOURNAL,
-    AppendJournal,
-    JournalEntry,
-    StoredOperation,
-    read_entry,
-    read_operation,
-)
 from handlers.requests import OperationKey, Outcome, Started, StartRequest, Succeeded
 from handlers.services import ServiceRegistry
+from handlers.store.journals import LOAD_JOURNAL, AppendJournal, JournalEntry, read_entry
+from handlers.store.operations import LOAD, StoredOperation, read_operation
 from nexus_spec import Headers, PayloadSerializer
 
 T = TypeVar("T")

@@ -44,12 +44,16 @@ def upgrade() -> None:
         sa.UniqueConstraint("endpoint", "service", "operation", "caller", "request_id"),
     )
     is_open = sa.text("state IN ('ready', 'running', 'paused')")
-    op.create_index("operation_open", "operation", ["state"], sqlite_where=is_open)
+    op.create_index(
+        "operation_open", "operation", ["state"], sqlite_where=is_open, postgresql_where=is_open
+    )
+    is_known = sa.text("handler_token IS NOT NULL")
     op.create_index(
         "operation_handler_token",
         "operation",
         ["handler_token"],
-        sqlite_where=sa.text("handler_token IS NOT NULL"),
+        sqlite_where=is_known,
+        postgresql_where=is_known,
     )
     op.create_table(
         "journal",
@@ -84,12 +88,17 @@ def upgrade() -> None:
         sa.Column("closed_at", sa.BigInteger),
         sa.UniqueConstraint("token", "slot"),
     )
-    op.create_index("callback_due", "callback", ["next_at"], sqlite_where=sa.text("state = 'due'"))
+    is_due = sa.text("state = 'due'")
+    op.create_index(
+        "callback_due", "callback", ["next_at"], sqlite_where=is_due, postgresql_where=is_due
+    )
+    is_undelivered = sa.text("state IN ('due', 'in_flight', 'failed')")
     op.create_index(
         "callback_undelivered",
         "callback",
         ["state"],
-        sqlite_where=sa.text("state IN ('due', 'in_flight', 'failed')"),
+        sqlite_where=is_undelivered,
+        postgresql_where=is_undelivered,
     )
     op.create_table(
         "delivery_attempt",

@@ -8,12 +8,26 @@ import sqlalchemy as sa
 from sqlmodel import SQLModel
 
 from callbacks.database import DatabaseError
-from callbacks.records import CallbackRecord, DeliveryAttemptRecord
+from callbacks.records import (
+    CallbackRecord,
+    DeliveryAttemptRecord,
+    ReplicaRecord,
+    SigningKeyRecord,
+)
 from gateway.records import ApiKeyRecord
 from gateway.schema import migrate
-from handlers.records import JournalRecord, OperationRecord
+from handlers.records import JournalRecord, OperationRecord, SignalRecord
 
-_MODELS = (OperationRecord, JournalRecord, CallbackRecord, DeliveryAttemptRecord, ApiKeyRecord)
+_MODELS = (
+    OperationRecord,
+    JournalRecord,
+    SignalRecord,
+    CallbackRecord,
+    DeliveryAttemptRecord,
+    ReplicaRecord,
+    SigningKeyRecord,
+    ApiKeyRecord,
+)
 
 
 def described(path: Path) -> dict[str, object]:

@@ -38,10 +38,11 @@ class Insert:
     a: Any
     error: BaseException | None = None
     runs: int = 0
+    subject = None
 
-    def apply(self, tx: Transaction) -> int:
+    async def apply(self, tx: Transaction) -> int:
         self.runs += 1
-        changed = tx.execute(INSERT, {"a": self.a})
+        changed = await tx.execute(INSERT, {"a": self.a})
         if self.error is not None:
             raise self.error
         return changed
