@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
-from callbacks.database import Row, Statement, Transaction, table_of
+from callbacks.database import Row, Statement, Transaction, listed, table_of
 from callbacks.records import CallbackRecord, CallbackState, DeliveryAttemptRecord
 from nexus_spec.json_text import json_text
 
@@ -221,15 +220,11 @@ _GIVE_BACK = Statement(
     )
 )
 _ADD_ATTEMPT = Statement(
-    insert_or_ignore(_attempt)
-    .values(
+    sa.insert(_attempt).values(
         {column: _bind(column) for column in _attempt.columns.keys()}  # noqa: SIM118  # no Mapping
-    )
-    # A commit that failed may have been one all the same, and is then tried again.
-    .on_conflict_do_nothing()
+    ),
+    or_ignore=True,  # a commit that failed may have been one all the same
 )
-# The busy destinations travel as one JSON parameter: an IN list would be compiled anew each time.
-_busy = sa.func.json_each(_bind("busy")).table_valued("value")
 _DUE = Statement(
     sa.select(
         _callback.c.id,
@@ -245,7 +240,7 @@ _DUE = Statement(
     .where(
         _callback.c.state == CallbackState.DUE.value,
         _callback.c.next_at <= _bind("now"),
-        _callback.c.destination.not_in(sa.select(_busy.c.value)),
+        _callback.c.destination.not_in(listed("busy")),
     )
     .order_by(_callback.c.next_at)
     .limit(_bind("most"))
@@ -258,7 +253,7 @@ _CLAIM = Statement(
 _NEXT_DUE = Statement(
     sa.select(sa.func.min(_callback.c.next_at)).where(
         _callback.c.state == CallbackState.DUE.value,
-        _callback.c.destination.not_in(sa.select(_busy.c.value)),
+        _callback.c.destination.not_in(listed("busy")),
     )
 )
 _RECOVER = Statement(

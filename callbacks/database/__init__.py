@@ -10,6 +10,7 @@ from callbacks.database.errors import (
     DatabaseInUse,
     InvalidDatabaseUrl,
 )
+from callbacks.database.expressions import database_now, listed
 from callbacks.database.persist import Writer, persist
 from callbacks.database.sqlite import SqliteDatabase
 from callbacks.database.statements import (
@@ -35,6 +36,8 @@ __all__ = [
     "Transaction",
     "Write",
     "Writer",
+    "database_now",
+    "listed",
     "partial_index",
     "persist",
     "sqlite_path",

@@ -37,7 +37,8 @@ class Statement:
 
     __slots__ = ("sql",)
 
-    def __init__(self, clause: ClauseElement) -> None:
+    def __init__(self, clause: ClauseElement, *, or_ignore: bool = False) -> None:
+        """Compile a statement; with `or_ignore`, an insert skips rows that are there already."""
         # Times are stored as integers (milliseconds since 1970, UTC) and documents as text or
         # bytes, so that parameters and rows need no conversion on the way.
         compiled = clause.compile(dialect=_DIALECT)
@@ -49,6 +50,8 @@ class Statement:
             lambda match: _literal(fixed[match[1]]) if match[1] in fixed else match[0],
             str(compiled),
         )
+        if or_ignore:
+            self.sql += " ON CONFLICT DO NOTHING"
 
     def __repr__(self) -> str:
         return f"Statement({self.sql!r})"

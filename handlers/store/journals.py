@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
 from callbacks.database import Row, Statement, Transaction, table_of
 from handlers.records import JournalRecord
@@ -43,8 +42,7 @@ LOAD_JOURNAL = Statement(
 )
 
 _APPEND = Statement(
-    insert_or_ignore(_journal)
-    .from_select(
+    sa.insert(_journal).from_select(
         [
             "token",
             "key",
@@ -73,8 +71,8 @@ _APPEND = Statement(
             operation.c.epoch,
             _bind("created_at", type_=sa.BigInteger),
         ).where(fence),
-    )
-    .on_conflict_do_nothing()
+    ),
+    or_ignore=True,
 )
 _IS_RECORDED = Statement(
     sa.select(_journal.c.key).where(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
 from callbacks import outbox
 from callbacks.database import Statement, Transaction
@@ -43,8 +42,7 @@ _START_COLUMNS = (
     "created_at",
 )
 _INSERT = Statement(
-    insert_or_ignore(operation)
-    .values(
+    sa.insert(operation).values(
         {name: _bind(name) for name in _START_COLUMNS}
         | {
             "state": State.RUNNING.value,
@@ -55,8 +53,8 @@ _INSERT = Statement(
             "watched": 0,
             "handler_links": "[]",
         }
-    )
-    .on_conflict_do_nothing()
+    ),
+    or_ignore=True,
 )
 _FORGET = Statement(
     sa.delete(operation).where(

@@ -1,0 +1,52 @@
+"""SQL that the two databases say differently."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.sql.functions import GenericFunction
+
+
+class database_now(FunctionElement[int]):  # noqa: N801  # a function, as SQLAlchemy's own
+    """The database's time in milliseconds since 1970: the one clock that all processes share."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(database_now, "sqlite")
+def _now_on_sqlite(_: database_now, __: SQLCompiler, **___: Any) -> str:
+    # The Julian day has fewer digits than it takes for exact milliseconds; this has them all.
+    return "CAST(strftime('%s', 'now') * 1000 + substr(strftime('%f', 'now'), 4) AS INTEGER)"
+
+
+@compiles(database_now, "postgresql")
+def _now_on_postgresql(_: database_now, __: SQLCompiler, **___: Any) -> str:
+    # Not now(): that is when the transaction began.
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
+
+
+class _json_texts(GenericFunction[str]):  # noqa: N801
+    type = sa.String()
+    inherit_cache = True
+
+
+@compiles(_json_texts, "sqlite")
+def _texts_on_sqlite(element: _json_texts, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(_json_texts, "postgresql")
+def _texts_on_postgresql(element: _json_texts, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **kw)} AS json))"
+
+
+def listed(parameter: str) -> sa.Select[tuple[str]]:
+    """Return a query for the texts of a JSON array that is bound as one parameter.
+
+    For `column.in_(listed("names"))`: an IN list of values would be compiled anew for each length.
+    """
+    rows = _json_texts(sa.bindparam(parameter)).table_valued("value")
+    return sa.select(rows.c.value)
