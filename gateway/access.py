@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from nexusrpc import HandlerError, HandlerErrorType
 
-from callbacks.database import SqliteDatabase, Statement, table_of
+from callbacks.database import Database, Statement, table_of
 from gateway.asgi import Scope
 from gateway.records import ApiKeyRecord
 from gateway.roles import Role
@@ -66,7 +66,7 @@ class Access:
     """
 
     def __init__(
-        self, database: SqliteDatabase, *, allow_unauthenticated: bool, public_url: str | None
+        self, database: Database, *, allow_unauthenticated: bool, public_url: str | None
     ) -> None:
         self._database = database
         self._allow_unauthenticated = allow_unauthenticated

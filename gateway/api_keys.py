@@ -2,15 +2,19 @@
 
 import secrets
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import sqlalchemy as sa
 
-from callbacks.database import DatabaseError, Statement, table_of
-from callbacks.database.sqlite import connect
+from callbacks.database import (
+    DatabaseError,
+    Statement,
+    is_postgres,
+    run_beside,
+    shown_database,
+    sqlite_path,
+    table_of,
+)
 from gateway.access import hash_secret, new_secret
 from gateway.records import ApiKeyRecord
 from gateway.roles import Role
@@ -37,15 +41,21 @@ _REVOKE = Statement(
     sa.update(_keys)
     .where(_keys.c.id == sa.bindparam("key_id"), _keys.c.revoked_at.is_(None))
     .values(revoked_at=sa.bindparam("now"))
+    .returning(_keys.c.id)
 )
+_HAS_TABLE = Statement(sa.select(sa.func.to_regclass(_keys.name).is_not(None)))
 
 
-def has_valid_key(path: Path) -> bool:
+def has_valid_key(url: str) -> bool:
     """Whether a database has a key that is not revoked; it is neither made nor changed.
 
     Raises:
-        DatabaseError: The file is no SQLite database, or cannot be read.
+        DatabaseError: The database cannot be read.
     """
+    if is_postgres(url):
+        has_table = run_beside(url, _HAS_TABLE, {})[0][0]
+        return bool(has_table and run_beside(url, _ANY_VALID, {}))
+    path = sqlite_path(url)
     if not path.exists():
         return False
     try:
@@ -75,35 +85,42 @@ class ApiKey:
 class ApiKeys:
     """The keys in one database.
 
+    A SQLite file is made, or brought up to date; a PostgreSQL database has to have its schema.
+
     Raises:
         DatabaseError: The database cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        migrate(path)
+    def __init__(self, url: str) -> None:
+        self._url = url
+        if not is_postgres(url):
+            migrate(url)
+        elif not run_beside(url, _HAS_TABLE, {})[0][0]:
+            raise DatabaseError(
+                f"{shown_database(url)} has no schema yet: "
+                "run `nexus-gateway database migrate --database URL`"
+            )
 
     def create(self, principal: str, role: Role) -> tuple[ApiKey, str]:
         """Make a key for a principal; return it with its secret, which is shown this once."""
         secret = new_secret()
         key = ApiKey(f"key_{secrets.token_hex(6)}", principal, role, now_ms(), None)
-        with self._connection() as connection:
-            connection.execute(
-                _INSERT.sql,
-                {
-                    "id": key.id,
-                    "principal": key.principal,
-                    "role": key.role.value,
-                    "secret_hash": hash_secret(secret),
-                    "created_at": key.created_at,
-                },
-            )
+        run_beside(
+            self._url,
+            _INSERT,
+            {
+                "id": key.id,
+                "principal": key.principal,
+                "role": key.role.value,
+                "secret_hash": hash_secret(secret),
+                "created_at": key.created_at,
+            },
+        )
         return key, secret
 
     def list(self) -> "list[ApiKey]":
         """Return all keys, the revoked ones included."""
-        with self._connection() as connection:
-            rows = connection.execute(_LIST.sql).fetchall()
+        rows = run_beside(self._url, _LIST, {})
         return [ApiKey(row[0], row[1], Role(row[2]), row[3], row[4]) for row in rows]
 
     def revoke(self, key_id: str) -> bool:
@@ -112,16 +129,4 @@ class ApiKeys:
         Returns:
             False where no valid key has this id.
         """
-        with self._connection() as connection:
-            changed = connection.execute(_REVOKE.sql, {"key_id": key_id, "now": now_ms()})
-            return bool(changed.rowcount)
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        connection = connect(self.path)
-        try:
-            yield connection
-        except sqlite3.Error as error:
-            raise DatabaseError(f"{self.path}: {error}") from error
-        finally:
-            connection.close()
+        return bool(run_beside(self._url, _REVOKE, {"key_id": key_id, "now": now_ms()}))

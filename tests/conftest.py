@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.support.callback_receiver import CallbackReceiver
+from tests.support.postgres import postgres, postgres_url
+
+__all__ = ["anyio_backend", "postgres", "postgres_url", "receiver"]
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,15 @@ The lowest package that writes. Tables live beside their owners (`callbacks.reco
 `handlers.records`, `gateway.records`); what is here knows none of them.
 """
 
+from callbacks.database.beside import run_beside
+from callbacks.database.database import Database
 from callbacks.database.errors import (
     DatabaseClosed,
     DatabaseError,
     DatabaseInUse,
+    DatabaseUnavailable,
     InvalidDatabaseUrl,
+    OutcomeUnknown,
 )
 from callbacks.database.expressions import database_now, listed
 from callbacks.database.persist import Writer, persist
@@ -21,25 +25,39 @@ from callbacks.database.statements import (
     partial_index,
     table_of,
 )
-from callbacks.database.urls import sqlite_path
+from callbacks.database.urls import (
+    check_url,
+    is_postgres,
+    open_database,
+    shown_database,
+    sqlite_path,
+)
 from callbacks.database.writer import GroupCommit
 
 __all__ = [
+    "Database",
     "DatabaseClosed",
     "DatabaseError",
     "DatabaseInUse",
+    "DatabaseUnavailable",
     "GroupCommit",
     "InvalidDatabaseUrl",
+    "OutcomeUnknown",
     "Row",
     "SqliteDatabase",
     "Statement",
     "Transaction",
     "Write",
     "Writer",
+    "check_url",
     "database_now",
+    "is_postgres",
     "listed",
+    "open_database",
     "partial_index",
     "persist",
+    "run_beside",
+    "shown_database",
     "sqlite_path",
     "table_of",
 ]

@@ -5,7 +5,9 @@ NexusError
 └─ DatabaseError
    ├─ InvalidDatabaseUrl   the --database setting cannot be used
    ├─ DatabaseInUse        another gateway serves the same SQLite file
-   └─ DatabaseClosed       a write came after the store began to close
+   ├─ DatabaseClosed       a write came after the store began to close
+   └─ DatabaseUnavailable  the server cannot be reached: nothing was written
+      └─ OutcomeUnknown    the connection was lost during COMMIT: it may have been written
 ```
 """
 
@@ -26,3 +28,11 @@ class DatabaseInUse(DatabaseError):
 
 class DatabaseClosed(DatabaseError):
     """The store is closing and takes no more writes."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The server cannot be reached, or the connection to it was lost; nothing was written."""
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The connection was lost while a commit was under way: it may have happened or not."""

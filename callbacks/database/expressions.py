@@ -16,6 +16,11 @@ class database_now(FunctionElement[int]):  # noqa: N801  # a function, as SQLAlc
     inherit_cache = True
 
 
+@compiles(database_now)
+def _now_in_messages(_: database_now, __: SQLCompiler, **___: Any) -> str:
+    return "database_now()"
+
+
 @compiles(database_now, "sqlite")
 def _now_on_sqlite(_: database_now, __: SQLCompiler, **___: Any) -> str:
     # The Julian day has fewer digits than it takes for exact milliseconds; this has them all.
@@ -48,5 +53,5 @@ def listed(parameter: str) -> sa.Select[tuple[str]]:
 
     For `column.in_(listed("names"))`: an IN list of values would be compiled anew for each length.
     """
-    rows = _json_texts(sa.bindparam(parameter)).table_valued("value")
+    rows = _json_texts(sa.bindparam(parameter, type_=sa.String)).table_valued("value")
     return sa.select(rows.c.value)

@@ -5,10 +5,11 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
+from callbacks.database.database import Subscriber, tell
 from callbacks.database.errors import DatabaseClosed, DatabaseError, DatabaseInUse
 from callbacks.database.statements import Row, Statement, Write
 from callbacks.database.writer import GroupCommit
@@ -52,21 +53,26 @@ def prepare_file(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
+_CHANGES = "SELECT changes()"
+
+
 class _SqliteTransaction:
     __slots__ = ("_cursor", "notifications")
 
     def __init__(self, cursor: sqlite3.Cursor) -> None:
         self._cursor = cursor
-        self.notifications: list[tuple[str, str]] = []
+        self.notifications: dict[tuple[str, str], None] = {}  # in order, each once
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
-        return self._cursor.execute(statement.sql, params).rowcount
+        changed = self._cursor.execute(statement.sql, params).rowcount
+        # The driver takes a statement that begins with WITH for a query, and counts nothing.
+        return changed if changed >= 0 else int(self._cursor.execute(_CHANGES).fetchone()[0])
 
     async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
         return self._cursor.execute(statement.sql, params).fetchall()
 
     async def notify(self, channel: str, payload: str) -> None:
-        self.notifications.append((channel, payload))
+        self.notifications[channel, payload] = None
 
 
 class SqliteDatabase:
@@ -76,9 +82,14 @@ class SqliteDatabase:
     owner is dead. (A POSIX `lockf` lock would vanish when any descriptor of the file closes.)
     """
 
+    dialect: Final[Literal["sqlite"]] = "sqlite"
+    shared: Final = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = _acquire(path)
+        self._loop = asyncio.get_running_loop()
+        self._subscribers: list[Subscriber] = []
+        self._lock = acquire(path)
         try:
             self._connection = connect(path)
         except BaseException:
@@ -112,8 +123,18 @@ class SqliteDatabase:
             raise DatabaseClosed("the store is closed")
         return await self._transaction.fetch(statement, params)
 
-    def close(self) -> None:
+    def subscribe(self, callback: Subscriber) -> None:
+        """Have a function called with (channel, payload) of what transactions notify."""
+        self._subscribers.append(callback)
+
+    async def aclose(self) -> None:
         """Commit what waits, close the file and let another process have it."""
+        self.close()
+
+    def close(self) -> None:
+        """As `aclose`, for which there is nothing to wait."""
+        if self._closed:
+            return
         self._writer.close()
         self._closed = True
         self._connection.close()
@@ -145,10 +166,18 @@ class SqliteDatabase:
             answers = [_run(write.apply(self._transaction)) for write in writes]
             self._connection.execute("COMMIT")
         except BaseException:
+            self._transaction.notifications.clear()
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise
+        if self._transaction.notifications:
+            self._loop.call_soon(self._tell, tuple(self._transaction.notifications))
+            self._transaction.notifications.clear()
         return answers
+
+    def _tell(self, notifications: Iterable[tuple[str, str]]) -> None:
+        for channel, payload in notifications:
+            tell(self._subscribers, channel, payload)
 
 
 def _run(applied: Coroutine[Any, Any, T]) -> T:
@@ -162,7 +191,13 @@ def _run(applied: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a write awaits nothing but its transaction")
 
 
-def _acquire(path: Path) -> int:
+def acquire(path: Path) -> int:
+    """Take the lock that says that this process serves a file; closing the descriptor frees it.
+
+    Raises:
+        DatabaseInUse: Another process has it.
+        DatabaseError: The lock's file cannot be made.
+    """
     lock_path = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

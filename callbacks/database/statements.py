@@ -4,9 +4,8 @@ Compiling per call would cost more than the statement itself; compiled once and 
 driver's own cursor it is as fast as hand-written SQL (benchmarks/RESULTS.md).
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from sqlalchemy import Index, Table, text
 from sqlalchemy.dialects import sqlite
@@ -14,11 +13,15 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
 from sqlmodel import SQLModel
 
+from callbacks.database.literals import ignoring_conflicts, with_literals
+
+if TYPE_CHECKING:
+    from callbacks.database.postgres_sql import PostgresForms
+
 Row = tuple[Any, ...]
 
 R_co = TypeVar("R_co", covariant=True)
 
-_PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
 _DIALECT = sqlite.dialect(paramstyle="named")
 
 
@@ -35,7 +38,7 @@ def partial_index(name: str, column: str, *, where: str) -> Index:
 class Statement:
     """A statement ready for the driver; parameters are given by name on each run."""
 
-    __slots__ = ("sql",)
+    __slots__ = ("_clause", "_or_ignore", "_postgres", "sql")
 
     def __init__(self, clause: ClauseElement, *, or_ignore: bool = False) -> None:
         """Compile a statement; with `or_ignore`, an insert skips rows that are there already."""
@@ -43,30 +46,28 @@ class Statement:
         # bytes, so that parameters and rows need no conversion on the way.
         compiled = clause.compile(dialect=_DIALECT)
         assert isinstance(compiled, SQLCompiler)
-        # What is fixed becomes part of the text: no parameter to hand over each time, and SQLite
-        # sees where a partial index covers the query.
-        fixed = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
-        self.sql = _PARAMETER.sub(
-            lambda match: _literal(fixed[match[1]]) if match[1] in fixed else match[0],
-            str(compiled),
-        )
+        self.sql = with_literals(compiled)
         if or_ignore:
-            self.sql += " ON CONFLICT DO NOTHING"
+            self.sql = ignoring_conflicts(self.sql, compiled)
+        self._clause = clause
+        self._or_ignore = or_ignore
+        self._postgres: PostgresForms | None = None
+
+    @property
+    def postgres(self) -> "PostgresForms":
+        """The statement as PostgreSQL runs it, compiled when it is first asked for.
+
+        Raises:
+            TypeError: A parameter has no type.
+        """
+        if self._postgres is None:
+            from callbacks.database.postgres_sql import postgres_forms
+
+            self._postgres = postgres_forms(self._clause, or_ignore=self._or_ignore)
+        return self._postgres
 
     def __repr__(self) -> str:
         return f"Statement({self.sql!r})"
-
-
-def _literal(value: object) -> str:
-    match value:
-        case None:
-            return "NULL"
-        case int():
-            return str(value)
-        case str():
-            return "'" + value.replace("'", "''") + "'"
-        case _:
-            raise TypeError(f"{value!r} cannot be part of a statement; bind it")
 
 
 class Transaction(Protocol):
@@ -88,6 +89,10 @@ class Write(Protocol[R_co]):
     `apply` runs inside a transaction shared with other writes and may run a second time when
     another write made the shared transaction fail, so it has no effect but on the database. It
     awaits nothing but the transaction.
+
+    On PostgreSQL the writes of a transaction advance side by side, a statement each in turn, and
+    so may see each other's changes half done, unless they have the same subject: that keeps them
+    in different transactions, in the order in which they were queued.
     """
 
     @property

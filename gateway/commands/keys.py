@@ -34,11 +34,14 @@ def create(
     """Make a key and print it, this once."""
     if not principal or not principal.isprintable() or len(principal) > 200:
         raise KeyRefused("the name must have 1 to 200 printable characters")
-    keys = _keys(database, config, must_exist=False)
-    key, secret = keys.create(principal, role)
+    from callbacks.database import is_postgres, shown_database, sqlite_path
+    from gateway.api_keys import ApiKeys
+
+    url = _url(database, config)
+    where = shown_database(url) if is_postgres(url) else sqlite_path(url).resolve()
+    key, secret = ApiKeys(url).create(principal, role)
     typer.echo(
-        f"{key.id} for {principal!r} may {role.value}, in {keys.path.resolve()}; "
-        "the key is shown only now:",
+        f"{key.id} for {principal!r} may {role.value}, in {where}; the key is shown only now:",
         err=True,
     )
     typer.echo(secret)
@@ -66,15 +69,22 @@ def revoke(
     typer.echo(f"{key_id} is revoked")
 
 
-def _keys(database: str | None, config: Config, *, must_exist: bool = True) -> "ApiKeys":
-    from callbacks.database import sqlite_path
-    from gateway.api_keys import ApiKeys
+def _url(database: str | None, config: Config) -> str:
     from gateway.settings import read_settings
 
-    path = sqlite_path(read_settings({"database": database}, config).database)
-    if must_exist and not path.is_file():
-        raise KeyRefused(f"there is no database {path.resolve()}; name it with --database")
-    return ApiKeys(path)
+    return read_settings({"database": database}, config).database
+
+
+def _keys(database: str | None, config: Config) -> "ApiKeys":
+    from callbacks.database import is_postgres, sqlite_path
+    from gateway.api_keys import ApiKeys
+
+    url = _url(database, config)
+    if not is_postgres(url) and not sqlite_path(url).is_file():
+        raise KeyRefused(
+            f"there is no database {sqlite_path(url).resolve()}; name it with --database"
+        )
+    return ApiKeys(url)
 
 
 def _moment(ms: int | None) -> str:

@@ -2,6 +2,7 @@ import re
 import sqlite3
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -88,18 +89,19 @@ def test_what_cannot_be_done_is_said(keys: Keys) -> None:
 
 def test_whether_there_are_keys_is_seen_without_making_a_database(tmp_path: Path) -> None:
     path = tmp_path / "a folder" / "nexus%20.db"
-    assert not has_valid_key(path)
+    url = f"sqlite:///{quote(str(path))}"
+    assert not has_valid_key(url)
     assert not path.parent.exists()
     path.parent.mkdir()
     path.touch()
-    assert not has_valid_key(path)
+    assert not has_valid_key(url)
     path.unlink()
-    keys = ApiKeys(path)
-    assert not has_valid_key(path)
+    keys = ApiKeys(url)
+    assert not has_valid_key(url)
     key, _ = keys.create("a", Role.CALL)
-    assert has_valid_key(path)
+    assert has_valid_key(url)
     assert keys.revoke(key.id)
-    assert not has_valid_key(path)
+    assert not has_valid_key(url)
 
 
 def test_keys_change_what_a_running_gateway_lets_in(keys: Keys) -> None:

@@ -18,6 +18,7 @@ def upgrade() -> None:
     op.add_column("operation", sa.Column("losses", sa.Integer, nullable=False, server_default="0"))
     op.add_column("operation", sa.Column("watched", sa.Integer, nullable=False, server_default="0"))
     op.add_column("operation", sa.Column("expires_at", sa.BigInteger))
+    op.add_column("operation", sa.Column("retrying", sa.String))
     op.add_column("journal", sa.Column("ref", sa.String))
     op.add_column("callback", sa.Column("owner", sa.String))
     # What ran when the last process stopped belongs to nobody who is alive.

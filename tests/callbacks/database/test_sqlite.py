@@ -197,8 +197,8 @@ def test_urls(url: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql://h/d", "PostgreSQL is not supported"),
-        ("mysql://h/d", "use sqlite:///data/nexus.db"),
+        ("postgresql://h/d", "use sqlite:///data/nexus.db"),
+        ("mysql://u:p@h/d", r"'mysql://...@h/d' is not a database URL"),
         ("sqlite:///", "in-memory"),
         ("sqlite:///:memory:", "in-memory"),
     ],
