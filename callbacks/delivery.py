@@ -3,33 +3,23 @@
 import asyncio
 import logging
 import random
-import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any
 
-from callbacks.database import DatabaseClosed, SqliteDatabase, persist
-from callbacks.errors import CallbackError
-from callbacks.outbox import Attempt, ClaimDue, Close, Delivery, GiveBack, RecoverInFlight, Retry
-from callbacks.records import CallbackState
-from callbacks.retry_schedule import Decision, RetryPolicy, Verdict, judge
-from clients.errors import ClientError, UnknownOutcome
-from clients.sender import Sender, SentResponse
+from callbacks.attempts import AroundAttempt, Attempts, DeliveryStats
+from callbacks.database import Database, DatabaseClosed
+from callbacks.delivery_writes import GiveBack, Keep
+from callbacks.due_deliveries import DueDeliveries
+from callbacks.lanes import Lanes
+from callbacks.leases import Lease
+from callbacks.outbox import Delivery
+from callbacks.retry_schedule import RetryPolicy
+from callbacks.strays import Strays
+from clients.sender import Sender
 
 logger = logging.getLogger(__name__)
 
-Outcome = SentResponse | ClientError | CallbackError
-Post = Callable[[Delivery, Sequence[tuple[str, str]]], Awaitable[Outcome]]
-AroundAttempt = Callable[[Delivery, Post], Awaitable[Outcome]]
-
-_CLAIM_AT_MOST = 256
-_EXCERPT_CHARACTERS = 500
-_IDLE_SECONDS = 60.0
 _STOP_SECONDS = 1.0
-_NEVER_MS = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +41,6 @@ class DeliverySettings:
     in_memory: int = 4096
 
 
-@dataclass
-class DeliveryStats:
-    """Numbers since the process began."""
-
-    attempts: int = 0
-    delivered: int = 0
-    retried: int = 0
-    failed: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class _Destination:
-    active: int = 0
-    queue: deque[Delivery] = field(default_factory=deque)
-
-
 class DeliveryService:
     """Owns every attempt of this process, those from memory and those from the database.
 
@@ -74,64 +48,99 @@ class DeliveryService:
         database: Where the outbox is.
         sender: Posts; the egress guard is inside.
         settings: Bounds and the schedule.
+        lease: Of this process, open: no attempt begins unless it holds.
         observe: Told how long each attempt took, in seconds.
         around_attempt: Wraps an attempt, for tracing: given the delivery and the attempt itself.
-        now: The clock, in milliseconds since 1970.
+        now: The clock, in milliseconds since 1970; by default the database's, through the lease.
         draw: A random number in [0, 1), for jitter.
     """
 
     def __init__(
         self,
-        database: SqliteDatabase,
+        database: Database,
         sender: Sender,
         settings: DeliverySettings | None = None,
         *,
+        lease: Lease,
         observe: Callable[[float], None] | None = None,
         around_attempt: AroundAttempt | None = None,
-        now: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now: Callable[[], int] | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._database = database
         self._sender = sender
         self._settings = settings or DeliverySettings()
-        self._observe = observe
-        self._around_attempt = around_attempt
-        self._now = now
-        self._draw = draw
+        self._lease = lease
+        self._now = now or lease.now_ms
         self._loop = asyncio.get_running_loop()
-        self._destinations: dict[str, _Destination] = {}
-        self._held = 0
+        self._held: dict[int, Delivery] = {}
+        self._waiting_for_lease: dict[int, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
-        self._poller: asyncio.Task[None] | None = None
+        self._own_tasks: list[asyncio.Task[None]] = []
         self._closing = False
-        self._looks_again_at = _NEVER_MS  # milliseconds since 1970
-        self.stats = DeliveryStats()
+        self._due = DueDeliveries(
+            database,
+            lease,
+            capacity=self._settings.in_memory,
+            room=self._room,
+            busy=self._busy,
+            submit=self.submit,
+            now=self._now,
+            draw=draw,
+        )
+        self._lanes = Lanes(
+            self._begin,
+            per_destination=self._settings.per_destination,
+            queued_per_destination=self._settings.queued_per_destination,
+            has_room=self._due.wake,
+        )
+        self._attempts = Attempts(
+            database,
+            sender,
+            self._settings.retry,
+            timeout_seconds=self._settings.attempt_timeout_seconds,
+            recorded=self._drop,
+            due_at=self._due.due_at,
+            observe=observe,
+            around=around_attempt,
+            now=self._now,
+            draw=draw,
+        )
+        self.strays = Strays(
+            database, lease, is_held=self._held.__contains__, now=self._now, draw=draw
+        )
         self.max_age_ms = round(self._settings.retry.max_age.total_seconds() * 1000)
+        lease.on_lost(self._lease_lost)
+        database.subscribe(self._told)
 
     # ------------------------------------------------------------ life
 
     async def open(self) -> None:
         """Begin to deliver, the attempts first whose outcome a crash left unknown."""
-        recovered = await persist(self._database, RecoverInFlight(self._now()))
-        if recovered:
-            logger.info("repeats deliveries of unknown outcome", extra={"count": recovered})
-        self._poller = self._loop.create_task(self._poll())
+        await self.strays.recover()
+        self._own_tasks = [
+            self._loop.create_task(self._due.run(), name="due deliveries"),
+            self._loop.create_task(self.strays.run(), name="stray deliveries"),
+        ]
 
     async def close(self, drain_seconds: float) -> None:
         """Stop; attempts under way may end, the others wait in the database."""
         self._closing = True
-        if self._poller is not None:
-            # Not cancelled: what it is claiming right now would be claimed by nobody.
-            self._wake.set()
-            await asyncio.wait([self._poller])
-        for destination in self._destinations.values():
-            self._held -= len(destination.queue)
-            self._give_back(destination.queue)
-            destination.queue.clear()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=drain_seconds)
-        left = list(self._tasks)
+        self._due.close()
+        if self._own_tasks:
+            looking, straying = self._own_tasks
+            straying.cancel()
+            # Not cancelled at once: what it is claiming right now would wait for a recovery.
+            await asyncio.wait([looking], timeout=drain_seconds + _STOP_SECONDS)
+            looking.cancel()
+            await asyncio.wait([looking, straying])
+        unsent = [*self._lanes.clear(), *self._waiting_for_lease.values()]
+        self._waiting_for_lease.clear()
+        self._give_back(unsent)
+        tasks = [*self._tasks, *self._attempts.writing]
+        if tasks:
+            await asyncio.wait(tasks, timeout=drain_seconds)
+        left = [*self._tasks, *self._attempts.writing]
         for task in left:
             task.cancel()
         if left:
@@ -140,9 +149,14 @@ class DeliveryService:
 
     # ------------------------------------------------------------ in
 
+    @property
+    def owner(self) -> str:
+        """Who claims the deliveries that are submitted here: the id of this process's lease."""
+        return self._lease.id
+
     def has_room(self) -> bool:
         """Whether a completion that is frozen now would be sent at once."""
-        return self._held < self._settings.in_memory and not self._closing
+        return self._room() > 0 and not self._closing and self._lease.holds()
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Send completions that were claimed in the database for this process."""
@@ -150,52 +164,90 @@ class DeliveryService:
             self._give_back(deliveries)
             return
         for delivery in deliveries:
-            destination = self._destinations.get(delivery.destination)
-            if destination is None:
-                destination = self._destinations[delivery.destination] = _Destination()
-            self._held += 1
-            if destination.active < self._settings.per_destination:
-                self._begin(destination, delivery)
-            else:
-                destination.queue.append(delivery)
+            known = self._held.get(delivery.id)
+            if known is not None and known.attempt == delivery.attempt:
+                continue  # a write that was tried again told of it twice
+            self._held[delivery.id] = delivery
+            self._lanes.add(delivery)
 
     def wake(self) -> None:
         """Look for deliveries that are due."""
-        self._wake.set()
+        self._due.wake()
 
     @property
     def held(self) -> int:
-        """How many deliveries are under way or queued in memory."""
-        return self._held
+        """How many deliveries are in memory: queued, under way or being recorded."""
+        return len(self._held)
+
+    @property
+    def stats(self) -> DeliveryStats:
+        """Numbers since the process began."""
+        return self._attempts.stats
+
+    def _room(self) -> int:
+        return self._settings.in_memory - len(self._held)
+
+    def _busy(self) -> list[str]:
+        return self._lanes.busy()
+
+    def _told(self, channel: str, _: str) -> None:
+        if channel in {"deliver", ""} and not self._closing:
+            self._due.wake()
 
     # ------------------------------------------------------------ attempts
 
-    def _begin(self, destination: _Destination, delivery: Delivery) -> None:
-        destination.active += 1
-        task = self._loop.create_task(self._deliver(destination, delivery))
+    def _begin(self, delivery: Delivery) -> None:
+        task = self._loop.create_task(self._deliver(delivery))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(self, destination: _Destination, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: Delivery) -> None:
         try:
-            await self._attempt(delivery)
+            undisputed = self._lease.holds() and not self._lease.lost_recently()
+            if undisputed or await self._still_owned(delivery):
+                await self._attempts.make(delivery)
+            else:
+                self._drop(delivery)
         except DatabaseClosed:
-            pass  # still in flight in the database: repeated after the restart
+            self._drop(delivery)  # still in flight in the database: repeated by another process
         except Exception:
             logger.exception("delivery broke", extra={"token": delivery.token})
+            self._drop(delivery)  # found as a stray
         finally:
-            self._held -= 1
-            destination.active -= 1
-            if destination.queue and not self._closing:
-                self._begin(destination, destination.queue.popleft())
-            elif destination.active == 0:
-                self._destinations.pop(delivery.destination, None)
+            self._lanes.ended(delivery)
+
+    async def _still_owned(self, delivery: Delivery) -> bool:
+        """Wait until the lease holds; return whether the delivery is still this process's."""
+        while True:
+            self._waiting_for_lease[delivery.id] = delivery
+            await self._lease.held()
+            if self._waiting_for_lease.pop(delivery.id, None) is not delivery:
+                return False
+            if not self._lease.lost_recently():
+                return True
+            if not await self._database.write(Keep(delivery, self._now())):
+                return False
+            if self._lease.holds():
+                return True
+
+    def _drop(self, delivery: Delivery) -> None:
+        # A later attempt may have been claimed already, as soon as this one was recorded.
+        if self._held.get(delivery.id) is delivery:
+            del self._held[delivery.id]
+            self._due.made_room()
+
+    def _lease_lost(self) -> None:
+        """Forget what was not begun: its rows are sent by whoever recovers them."""
+        for delivery in [*self._lanes.clear(), *self._waiting_for_lease.values()]:
+            self._drop(delivery)
+        self._waiting_for_lease.clear()
 
     def _give_back(self, deliveries: Iterable[Delivery]) -> None:
         """Let what was claimed and not begun be sent by the next process."""
         for delivery in deliveries:
+            self._drop(delivery)
             try:
-                write = self._database.write(GiveBack(delivery.id, self._now()))
+                write = self._database.write(GiveBack(delivery, self._now()))
             except DatabaseClosed:
                 return  # sent again after the restart all the same
             write.add_done_callback(self._given_back)
@@ -203,166 +255,3 @@ class DeliveryService:
     def _given_back(self, written: "asyncio.Future[None]") -> None:
         if not written.cancelled() and (error := written.exception()) is not None:
             logger.error("cannot give a delivery back", extra={"error": repr(error)})
-
-    async def _attempt(self, delivery: Delivery) -> None:
-        started_at = self._now()
-        began = time.perf_counter()
-        try:
-            if self._around_attempt is None:
-                outcome = await self._post(delivery, delivery.headers)
-            else:
-                outcome = await self._around_attempt(delivery, self._post)
-        except Exception as error:
-            # Tried again like any other failure: a row must never be left in flight by nobody.
-            logger.exception("delivery broke", extra={"token": delivery.token})
-            outcome = UnknownOutcome(f"the attempt broke: {type(error).__name__}")
-        seconds = time.perf_counter() - began
-        self.stats.attempts += 1
-        if self._observe is not None:
-            self._observe(seconds)
-        if (
-            isinstance(outcome, SentResponse)
-            and 200 <= outcome.status < 300
-            and delivery.attempt == 1
-        ):
-            # The common case leaves no attempt row, and nobody waits for the write.
-            self.stats.delivered += 1
-            write = Close(delivery.id, CallbackState.DELIVERED, self._now(), None)
-            self._database.write(write).add_done_callback(partial(self._written, write))
-            return
-        verdict = judge(
-            outcome,
-            previous_unknown=delivery.outcome_unknown,
-            now=datetime.fromtimestamp(self._now() / 1000, UTC),
-        )
-        attempt = _describe(delivery, outcome, verdict, started_at, seconds)
-        await self._settle(delivery, verdict, attempt)
-
-    async def _post(self, delivery: Delivery, headers: Sequence[tuple[str, str]]) -> Outcome:
-        try:
-            return await self._sender.post(
-                delivery.url,
-                headers,
-                delivery.body,
-                timeout=self._settings.attempt_timeout_seconds,
-            )
-        except (ClientError, CallbackError) as error:
-            return error
-
-    async def _settle(self, delivery: Delivery, verdict: Verdict, attempt: Attempt) -> None:
-        now = self._now()
-        context: dict[str, Any] = {
-            "token": delivery.token,
-            "destination": delivery.destination,
-            "attempt": delivery.attempt,
-            "reason": verdict.reason,
-        }
-        if verdict.decision in (Decision.DELIVERED, Decision.PROBABLY_DELIVERED):
-            self.stats.delivered += 1
-            await persist(self._database, Close(delivery.id, CallbackState.DELIVERED, now, attempt))
-            return
-        wait = None
-        if verdict.decision is Decision.RETRY:
-            age_ms = now - (delivery.deadline_at - self.max_age_ms)
-            wait = self._settings.retry.next_delay(
-                delivery.attempt,
-                self._draw(),
-                age=timedelta(milliseconds=age_ms),
-                retry_after=verdict.retry_after,
-            )
-        if wait is None:
-            self.stats.failed += 1
-            logger.error("completion given up", extra=context)
-            await persist(self._database, Close(delivery.id, CallbackState.FAILED, now, attempt))
-            return
-        self.stats.retried += 1
-        logger.warning(
-            "completion not delivered, will be retried",
-            extra={**context, "retry_in_seconds": round(wait.total_seconds(), 1)},
-        )
-        next_at = now + round(wait.total_seconds() * 1000)
-        await persist(
-            self._database,
-            Retry(
-                delivery.id,
-                next_at,
-                delivery.outcome_unknown or verdict.outcome_unknown,
-                attempt,
-            ),
-        )
-        if next_at < self._looks_again_at:
-            self._wake.set()
-
-    def _written(self, write: Close, written: "asyncio.Future[None]") -> None:
-        if written.cancelled() or written.exception() is None:
-            return
-        task = self._loop.create_task(self._write_again(write))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _write_again(self, write: Close) -> None:
-        try:
-            await persist(self._database, write)
-        except DatabaseClosed:
-            pass  # it stays in flight and is repeated after a restart: at least once
-
-    # ------------------------------------------------------------ what is due
-
-    async def _poll(self) -> None:
-        while not self._closing:
-            # Until this look is done, whatever becomes due later asks for another one.
-            self._looks_again_at = _NEVER_MS
-            try:
-                wait_seconds = await self._claim_due()
-            except DatabaseClosed:
-                return
-            except Exception:
-                logger.exception("cannot look for due deliveries")
-                wait_seconds = 1.0
-            self._looks_again_at = self._now() + round(wait_seconds * 1000)
-            try:
-                async with asyncio.timeout(wait_seconds):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-
-    async def _claim_due(self) -> float:
-        """Claim what is due and there is room for; return when to look again."""
-        room = min(_CLAIM_AT_MOST, self._settings.in_memory - self._held)
-        if room <= 0:
-            return 0.1
-        now = self._now()
-        claimed, next_at = await self._database.write(ClaimDue(now, room, self._busy()))
-        self.submit(claimed)
-        if len(claimed) == room:
-            return 0.0
-        busy_wait = 0.1 if self._busy() else _IDLE_SECONDS
-        if next_at is None:
-            return busy_wait
-        return min(busy_wait, max(0.0, (next_at - self._now()) / 1000))
-
-    def _busy(self) -> list[str]:
-        return [
-            name
-            for name, destination in self._destinations.items()
-            if len(destination.queue) >= self._settings.queued_per_destination
-        ]
-
-
-def _describe(
-    delivery: Delivery, outcome: Outcome, verdict: Verdict, started_at: int, seconds: float
-) -> Attempt:
-    answered = isinstance(outcome, SentResponse)
-    excerpt = None
-    if isinstance(outcome, SentResponse) and outcome.body:
-        excerpt = outcome.body.decode("utf-8", "replace")[:_EXCERPT_CHARACTERS]
-    return Attempt(
-        n=delivery.attempt,
-        started_at=started_at,
-        duration_ms=round(seconds * 1000),
-        status=outcome.status if isinstance(outcome, SentResponse) else None,
-        error=verdict.reason or (None if answered else str(outcome)),
-        address=outcome.address if isinstance(outcome, SentResponse) else None,
-        response_excerpt=excerpt,
-    )

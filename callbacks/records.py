@@ -50,7 +50,7 @@ class CallbackRecord(SQLModel, table=True):
     owner: str | None = None  # of `in_flight`: the process that sends it
     attempt: int = 0
     outcome_unknown: int = 0  # 1: an earlier attempt may have arrived
-    next_at: int | None = Field(default=None, sa_type=BigInteger)
+    next_at: int | None = Field(default=None, sa_type=BigInteger)  # in flight: when claimed
     deadline_at: int | None = Field(default=None, sa_type=BigInteger)
     created_at: int = Field(sa_type=BigInteger)
     closed_at: int | None = Field(default=None, sa_type=BigInteger)

@@ -1,183 +1,22 @@
 """Delivery over a real outbox, with a fake sender and a fake clock."""
 
 import asyncio
-import functools
-import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from callbacks import outbox
-from callbacks.database import SqliteDatabase, Transaction, Write
-from callbacks.delivery import DeliveryService, DeliverySettings, Outcome, Post
-from callbacks.outbox import ATTEMPTS_OF, BACKLOG, CALLBACKS_OF, Delivery, Registration
+from callbacks.attempts import Outcome, Post
+from callbacks.database import Write
+from callbacks.delivery import DeliverySettings
+from callbacks.delivery_queries import ATTEMPTS_OF, BACKLOG
+from callbacks.outbox import Delivery
 from callbacks.retry_schedule import RetryPolicy
 from clients.errors import UnknownOutcome, Unreachable
-from clients.sender import SentResponse
-from gateway.schema import migrate
-from nexus_spec import Headers
+from tests.callbacks.conftest import OpenOffice
+from tests.callbacks.office import BODY, Sender, answer, until
 
 pytestmark = pytest.mark.anyio
-
-HOUR_MS = 3_600_000
-BODY = b'{"done": true}'
-Answer = SentResponse | Exception
-
-
-@functools.cache
-def fresh_database() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.db"
-        migrate(path)
-        return path.read_bytes()
-
-
-def answer(status: int, **headers: str) -> SentResponse:
-    named = Headers.from_pairs((k.replace("_", "-"), v) for k, v in headers.items())
-    return SentResponse(status, named, b"\xffexcerpt", "192.0.2.1:80")
-
-
-@dataclass
-class Sender:
-    answers: list[Answer] = field(default_factory=list)
-    posts: list[tuple[str, list[tuple[str, str]], bytes]] = field(default_factory=list)
-    gate: asyncio.Event | None = None
-    active: Counter[str] = field(default_factory=Counter)
-    most: Counter[str] = field(default_factory=Counter)
-    closed: bool = False
-
-    async def post(
-        self, url: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
-    ) -> SentResponse:
-        self.posts.append((url, list(headers), body))
-        host = url.split("/")[2]
-        self.active[host] += 1
-        self.most[host] = max(self.most[host], self.active[host])
-        try:
-            if self.gate is not None and not host.startswith("fast"):
-                await self.gate.wait()
-        finally:
-            self.active[host] -= 1
-        got = self.answers.pop(0) if self.answers else answer(200)
-        if isinstance(got, Exception):
-            raise got
-        return got
-
-    async def aclose(self) -> None:
-        self.closed = True
-
-
-@dataclass
-class Registered:
-    """The write of an operation that starts with this callback and ends at once."""
-
-    token: str
-    registration: Registration
-    now: int
-    max_age_ms: int
-    claim: bool
-    subject = None
-
-    async def apply(self, tx: Transaction) -> list[Delivery]:
-        await outbox.register(tx, self.token, self.registration, self.now)
-        return await outbox.freeze(
-            tx, self.token, ([("Nexus-Operation-State", "succeeded")], BODY),
-            now=self.now, max_age_ms=self.max_age_ms, claim=self.claim,
-        )  # fmt: skip
-
-
-class RefusingDatabase(SqliteDatabase):
-    refuses: Callable[[Write[Any]], bool] = staticmethod(lambda write: False)
-
-    def write(self, write: Write[Any]) -> asyncio.Future[Any]:
-        if self.refuses(write):
-            refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            refused.set_exception(OSError("disk full"))
-            return refused
-        return super().write(write)
-
-
-@dataclass
-class Office:
-    path: Path
-    sender: Sender = field(default_factory=Sender)
-    time: int = 1_000_000_000_000
-    settings: DeliverySettings = field(default_factory=DeliverySettings)
-    around: Any = None
-    seconds: list[float] = field(default_factory=list)
-    database: RefusingDatabase = field(init=False)
-    service: DeliveryService = field(init=False)
-
-    async def open(self) -> None:
-        if not self.path.exists():
-            self.path.write_bytes(fresh_database())
-        self.database = RefusingDatabase(self.path)
-        self.service = DeliveryService(
-            self.database, self.sender, self.settings, observe=self.seconds.append,
-            around_attempt=self.around, now=lambda: self.time, draw=lambda: 0.5,
-        )  # fmt: skip
-        await self.service.open()
-
-    async def close(self, drain_seconds: float = 5.0) -> None:
-        await self.service.close(drain_seconds)
-        self.database.close()
-
-    async def end(self, token: str, host: str = "caller.example", *, submit: bool = True) -> None:
-        registration = Registration(f"http://{host}/cb", f"http://{host}:80", {"Token": "t"})
-        claim = self.service.has_room()
-        deliveries = await self.database.write(
-            Registered(token, registration, self.time, self.service.max_age_ms, claim)
-        )
-        if claim and submit:
-            self.service.submit(deliveries)
-        elif not claim:
-            self.service.wake()
-
-    async def row(self, token: str) -> tuple[str, int, int | None]:
-        """Return state, attempt and next_at."""
-        _, _, _, state, attempt, next_at, _, _ = (
-            await self.database.fetch(CALLBACKS_OF, {"token": token})
-        )[0]
-        return state, attempt, next_at
-
-    async def is_(self, token: str, state: str, attempt: int | None = None) -> int | None:
-        """Wait for a state; return when the next attempt is."""
-        async with asyncio.timeout(10):
-            while True:
-                now, tried, next_at = await self.row(token)
-                if now == state and (attempt is None or tried == attempt):
-                    return next_at
-                await asyncio.sleep(0.001)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for a condition, with a deadline."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # the service tells nobody
-            await asyncio.sleep(0.001)
-
-
-OpenOffice = Callable[..., Awaitable[Office]]
-
-
-@pytest.fixture
-async def open_office(tmp_path: Path) -> AsyncIterator[OpenOffice]:
-    offices: list[Office] = []
-
-    async def open_one(**options: Any) -> Office:
-        office = Office(tmp_path / "x.db", **options)
-        offices.append(office)
-        await office.open()
-        return office
-
-    yield open_one
-    for office in offices:
-        await office.close(0.1)
 
 
 async def test_delivered_at_once(open_office: OpenOffice) -> None:
@@ -298,12 +137,8 @@ async def test_a_busy_destination_is_not_claimed(open_office: OpenOffice) -> Non
     office = await open_office(sender=Sender(gate=gate), settings=settings)
     await office.end("s1", "slow.example")
     await office.end("s2", "slow.example")
-    for token, host in (("s3", "slow.example"), ("f1", "fast.example")):
-        registration = Registration(f"http://{host}/cb", f"http://{host}:80", {})
-        await office.database.write(
-            Registered(token, registration, office.time, HOUR_MS, claim=False)
-        )
-    office.service.wake()
+    await office.leave("s3", "slow.example")
+    await office.leave("f1", "fast.example")
     await office.is_("f1", "delivered")
     assert (await office.row("s3"))[0] == "due"
     gate.set()
@@ -341,9 +176,7 @@ async def test_the_poller_survives_a_database_that_refuses(open_office: OpenOffi
     office.database.refuses = refuses
     office.service.wake()
     await until(lambda: refused)
-    registration = Registration("http://h/cb", "http://h:80", {})
-    await office.database.write(Registered("t1", registration, office.time, HOUR_MS, claim=False))
-    office.service.wake()
+    await office.leave("t1")
     await office.is_("t1", "delivered")
 
 
@@ -369,13 +202,9 @@ async def test_closing_gives_back_what_was_never_begun(open_office: OpenOffice) 
     for n in range(3):
         await office.end(f"t{n}")
     closing = asyncio.ensure_future(office.service.close(0.05))
-    await asyncio.sleep(0)
     # A completion that was claimed just before finds the service closing.
-    assert not office.service.has_room()
-    registration = Registration("http://h/cb", "http://h:80", {})
-    late = await office.database.write(
-        Registered("late", registration, office.time, HOUR_MS, claim=True)
-    )
+    await until(lambda: not office.service.has_room())
+    late = await office.database.write(office.ending("late", claim=True))
     office.service.submit(late)
     await closing
     assert office.sender.closed
@@ -386,7 +215,8 @@ async def test_closing_gives_back_what_was_never_begun(open_office: OpenOffice) 
         "t2": ("due", 0),
         "late": ("due", 0),
     }
-    office.database.close()
+    await office.lease.close()
+    await office.database.aclose()
 
     office.sender = Sender([answer(404)] * 4)
     await office.open()
@@ -400,12 +230,10 @@ async def test_closing_lets_attempts_end(open_office: OpenOffice) -> None:
     office = await open_office(sender=Sender(gate=gate))
     await office.end("t1")
     closing = asyncio.ensure_future(office.service.close(5))
-    await asyncio.sleep(0.01)
+    await until(lambda: not office.service.has_room())
     gate.set()
     await closing
     assert (await office.row("t1"))[0] == "delivered"
-    office.database.close()
-    await office.open()
 
 
 async def test_a_closed_database_is_left_alone(open_office: OpenOffice) -> None:
@@ -414,11 +242,12 @@ async def test_a_closed_database_is_left_alone(open_office: OpenOffice) -> None:
     for n in range(2):
         await office.end(f"t{n}")
     office.sender.answers = [answer(200), answer(500)]
-    office.database.close()
+    await office.expire()
+    await office.database.aclose()
     gate.set()
     await until(lambda: office.service.held == 0)
     office.service.wake()
-    await office.service.close(1)
+    await office.close(1)
     await office.open()
     for n in range(2):
         await office.is_(f"t{n}", "delivered", 2)

@@ -1,0 +1,201 @@
+"""One attempt to deliver a completion, and the record of what it brought."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from callbacks.database import Database, DatabaseClosed, persist
+from callbacks.delivery_writes import Attempt, Close, Retry
+from callbacks.errors import CallbackError
+from callbacks.outbox import Delivery
+from callbacks.records import CallbackState
+from callbacks.retry_schedule import Decision, RetryPolicy, Verdict, judge
+from clients.errors import ClientError, UnknownOutcome
+from clients.sender import Sender, SentResponse
+
+logger = logging.getLogger(__name__)
+
+Outcome = SentResponse | ClientError | CallbackError
+Post = Callable[[Delivery, Sequence[tuple[str, str]]], Awaitable[Outcome]]
+AroundAttempt = Callable[[Delivery, Post], Awaitable[Outcome]]
+
+_EXCERPT_CHARACTERS = 500
+
+
+@dataclass
+class DeliveryStats:
+    """Numbers since the process began."""
+
+    attempts: int = 0
+    delivered: int = 0
+    retried: int = 0
+    failed: int = 0
+
+
+class Attempts:
+    """Makes attempts.
+
+    Args:
+        database: Where the outbox is.
+        sender: Posts; the egress guard is inside.
+        retry: When a failed attempt is repeated, and for how long.
+        timeout_seconds: The most that one may take, answer included.
+        recorded: Told of each delivery whose outcome is in the database, or never will be.
+        due_at: Told when a delivery is due again, in milliseconds since 1970.
+        observe: Told how long each attempt took, in seconds.
+        around: Wraps an attempt, for tracing: given the delivery and the attempt itself.
+        now: The clock, in milliseconds since 1970.
+        draw: A random number in [0, 1), for jitter.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        sender: Sender,
+        retry: RetryPolicy,
+        *,
+        timeout_seconds: float,
+        recorded: Callable[[Delivery], None],
+        due_at: Callable[[int], None],
+        observe: Callable[[float], None] | None,
+        around: AroundAttempt | None,
+        now: Callable[[], int],
+        draw: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._sender = sender
+        self._retry = retry
+        self._timeout_seconds = timeout_seconds
+        self._recorded = recorded
+        self._due_at = due_at
+        self._observe = observe
+        self._around = around
+        self._now = now
+        self._draw = draw
+        self._max_age_ms = round(retry.max_age.total_seconds() * 1000)
+        self.writing: set[asyncio.Task[None]] = set()
+        self.stats = DeliveryStats()
+
+    async def make(self, delivery: Delivery) -> None:
+        """Send a completion once; what came of it is written, however long that takes.
+
+        Raises:
+            DatabaseClosed: The process is ending. The delivery stays in flight, and its attempt is
+                repeated by another.
+        """
+        started_at = self._now()
+        began = time.perf_counter()
+        try:
+            if self._around is None:
+                outcome = await self._post(delivery, delivery.headers)
+            else:
+                outcome = await self._around(delivery, self._post)
+        except Exception as error:
+            # Tried again like any other failure: a row must never be left in flight by nobody.
+            logger.exception("delivery broke", extra={"token": delivery.token})
+            outcome = UnknownOutcome(f"the attempt broke: {type(error).__name__}")
+        seconds = time.perf_counter() - began
+        self.stats.attempts += 1
+        if self._observe is not None:
+            self._observe(seconds)
+        if (
+            isinstance(outcome, SentResponse)
+            and 200 <= outcome.status < 300
+            and delivery.attempt == 1
+        ):
+            # The common case leaves no attempt row, and nobody waits for the write.
+            self.stats.delivered += 1
+            write = Close(delivery, CallbackState.DELIVERED, self._now(), None)
+            self._database.write(write).add_done_callback(partial(self._written, write))
+            return
+        verdict = judge(
+            outcome,
+            previous_unknown=delivery.outcome_unknown,
+            now=datetime.fromtimestamp(self._now() / 1000, UTC),
+        )
+        attempt = _describe(delivery, outcome, verdict, started_at, seconds)
+        await self._settle(delivery, verdict, attempt)
+        self._recorded(delivery)
+
+    async def _post(self, delivery: Delivery, headers: Sequence[tuple[str, str]]) -> Outcome:
+        try:
+            return await self._sender.post(
+                delivery.url, headers, delivery.body, timeout=self._timeout_seconds
+            )
+        except (ClientError, CallbackError) as error:
+            return error
+
+    async def _settle(self, delivery: Delivery, verdict: Verdict, attempt: Attempt) -> None:
+        now = self._now()
+        context: dict[str, Any] = {
+            "token": delivery.token,
+            "destination": delivery.destination,
+            "attempt": delivery.attempt,
+            "reason": verdict.reason,
+        }
+        if verdict.decision in (Decision.DELIVERED, Decision.PROBABLY_DELIVERED):
+            self.stats.delivered += 1
+            await persist(self._database, Close(delivery, CallbackState.DELIVERED, now, attempt))
+            return
+        wait = None
+        if verdict.decision is Decision.RETRY:
+            age_ms = now - (delivery.deadline_at - self._max_age_ms)
+            wait = self._retry.next_delay(
+                delivery.attempt,
+                self._draw(),
+                age=timedelta(milliseconds=age_ms),
+                retry_after=verdict.retry_after,
+            )
+        if wait is None:
+            self.stats.failed += 1
+            logger.error("completion given up", extra=context)
+            await persist(self._database, Close(delivery, CallbackState.FAILED, now, attempt))
+            return
+        self.stats.retried += 1
+        logger.warning(
+            "completion not delivered, will be retried",
+            extra={**context, "retry_in_seconds": round(wait.total_seconds(), 1)},
+        )
+        next_at = now + round(wait.total_seconds() * 1000)
+        unknown = delivery.outcome_unknown or verdict.outcome_unknown
+        await persist(self._database, Retry(delivery, next_at, unknown, attempt))
+        self._due_at(next_at)
+
+    def _written(self, write: Close, written: "asyncio.Future[None]") -> None:
+        if written.cancelled() or written.exception() is None:
+            self._recorded(write.delivery)
+            return
+        task = asyncio.get_running_loop().create_task(self._write_again(write))
+        self.writing.add(task)
+        task.add_done_callback(self.writing.discard)
+
+    async def _write_again(self, write: Close) -> None:
+        try:
+            await persist(self._database, write)
+        except DatabaseClosed:
+            pass  # it stays in flight and is repeated after a restart: at least once
+        finally:
+            self._recorded(write.delivery)
+
+
+def _describe(
+    delivery: Delivery, outcome: Outcome, verdict: Verdict, started_at: int, seconds: float
+) -> Attempt:
+    answered = isinstance(outcome, SentResponse)
+    excerpt = None
+    if isinstance(outcome, SentResponse) and outcome.body:
+        excerpt = outcome.body.decode("utf-8", "replace")[:_EXCERPT_CHARACTERS]
+    return Attempt(
+        n=delivery.attempt,
+        started_at=started_at,
+        duration_ms=round(seconds * 1000),
+        status=outcome.status if isinstance(outcome, SentResponse) else None,
+        error=verdict.reason or (None if answered else str(outcome)),
+        address=outcome.address if isinstance(outcome, SentResponse) else None,
+        response_excerpt=excerpt,
+    )

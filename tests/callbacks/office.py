@@ -1,0 +1,329 @@
+"""Delivery services over a real outbox, with a fake sender, a fake clock and faults on demand."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+
+from callbacks import outbox
+from callbacks.database import (
+    Database,
+    OutcomeUnknown,
+    Row,
+    Statement,
+    Transaction,
+    Write,
+    open_database,
+    table_of,
+)
+from callbacks.database.database import Subscriber
+from callbacks.delivery import DeliveryService, DeliverySettings
+from callbacks.delivery_queries import CALLBACKS_OF
+from callbacks.leases import Lease
+from callbacks.outbox import Delivery, Registration
+from callbacks.records import ReplicaRecord
+from clients.sender import SentResponse
+from nexus_spec import Headers
+from tests.support.eventually import eventually
+
+T = TypeVar("T")
+
+HOUR_MS = 3_600_000
+BODY = b'{"done": true}'
+Answer = SentResponse | Exception
+
+_replica = table_of(ReplicaRecord)
+_EXPIRE = Statement(
+    sa.update(_replica).where(_replica.c.id == sa.bindparam("row_id")).values(lease_until=0)
+)
+
+
+def answer(status: int, **headers: str) -> SentResponse:
+    named = Headers.from_pairs((k.replace("_", "-"), v) for k, v in headers.items())
+    return SentResponse(status, named, b"\xffexcerpt", "192.0.2.1:80")
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for a condition, with a deadline."""
+
+    async def ask() -> bool | None:
+        return bool(condition()) or None
+
+    await eventually(ask)
+
+
+@dataclass
+class Sender:
+    answers: list[Answer] = field(default_factory=list)
+    posts: list[tuple[str, list[tuple[str, str]], bytes]] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+    active: Counter[str] = field(default_factory=Counter)
+    most: Counter[str] = field(default_factory=Counter)
+    closed: bool = False
+
+    async def post(
+        self, url: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
+    ) -> SentResponse:
+        self.posts.append((url, list(headers), body))
+        host = url.split("/")[2]
+        self.active[host] += 1
+        self.most[host] = max(self.most[host], self.active[host])
+        try:
+            if self.gate is not None and not host.startswith("fast"):
+                await self.gate.wait()
+        finally:
+            self.active[host] -= 1
+        got = self.answers.pop(0) if self.answers else answer(200)
+        if isinstance(got, Exception):
+            raise got
+        return got
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class FaultyDatabase:
+    """A database that refuses writes or loses their replies, as it is told.
+
+    Args:
+        real: Does the work.
+        together: Another one works on the same real one, and outlives this.
+    """
+
+    def __init__(self, real: Database, *, together: bool = False) -> None:
+        self.real = real
+        self.dialect: Literal["sqlite", "postgresql"] = real.dialect
+        self.shared = real.shared or together
+        self._together = together
+        self.refuses: Callable[[Write[Any]], bool] = lambda _: False
+        self.loses_reply: Callable[[Write[Any]], bool] = lambda _: False
+        self.holds_up: Callable[[Write[Any]], asyncio.Event | None] = lambda _: None
+
+    @property
+    def batches(self) -> int:
+        return self.real.batches
+
+    @property
+    def writes(self) -> int:
+        return self.real.writes
+
+    def write(self, write: Write[T]) -> asyncio.Future[T]:
+        if self.refuses(write):
+            refused: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            refused.set_exception(OSError("disk full"))
+            return refused
+        if self.loses_reply(write):
+            return asyncio.ensure_future(self._lose(write))
+        if (gate := self.holds_up(write)) is not None:
+            return asyncio.ensure_future(self._hold_up(write, gate))
+        return self.real.write(write)
+
+    async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
+        return await self.real.fetch(statement, params)
+
+    def subscribe(self, callback: Subscriber) -> None:
+        self.real.subscribe(callback)
+
+    async def aclose(self) -> None:
+        if not self._together:
+            await self.real.aclose()
+
+    async def _lose(self, write: Write[T]) -> T:
+        await self.real.write(write)
+        raise OutcomeUnknown("the reply was lost")
+
+    async def _hold_up(self, write: Write[T], gate: asyncio.Event) -> T:
+        """Commit at once, answer late."""
+        reply = await self.real.write(write)
+        await gate.wait()
+        return reply
+
+
+class Place:
+    """Where a test's database is."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._file: Database | None = None
+
+    async def connect(self, *, together: bool = False) -> FaultyDatabase:
+        """Open the database, as a process does; `together` with others of the same test."""
+        if not together or not self.url.startswith("sqlite:"):
+            return FaultyDatabase(await open_database(self.url))
+        # One process holds the file, so that all have the same connection.
+        self._file = self._file or await open_database(self.url)
+        return FaultyDatabase(self._file, together=True)
+
+    async def aclose(self) -> None:
+        if self._file is not None:
+            await self._file.aclose()
+
+
+@dataclass
+class Run:
+    """A write that runs one statement."""
+
+    statement: Statement
+    params: Mapping[str, Any]
+    subject = None
+
+    async def apply(self, tx: Transaction) -> int:
+        return await tx.execute(self.statement, self.params)
+
+
+@dataclass
+class Registered:
+    """The write of an operation that starts with this callback and ends at once."""
+
+    token: str
+    registration: Registration
+    now: int
+    max_age_ms: int
+    claim: bool
+    owner: str
+    subject = None
+
+    async def apply(self, tx: Transaction) -> list[Delivery]:
+        await outbox.register(tx, self.token, self.registration, self.now)
+        return await outbox.freeze(
+            tx, self.token, ([("Nexus-Operation-State", "succeeded")], BODY), now=self.now,
+            max_age_ms=self.max_age_ms, claim=self.claim, owner=self.owner,
+        )  # fmt: skip
+
+
+@dataclass
+class FrozenBy:
+    """What the write that ended an operation asks when it is tried again."""
+
+    token: str
+    owner: str
+    now: int
+    subject = None
+
+    async def apply(self, tx: Transaction) -> list[Delivery]:
+        return await outbox.frozen_by(tx, self.token, self.owner, self.now)
+
+
+class FakeClock:
+    """A clock that stands still unless it is told to go on.
+
+    Args:
+        wrong_by_ms: How far ahead of the true time the machine's clock is.
+    """
+
+    def __init__(self, wrong_by_ms: int = 0) -> None:
+        self.seconds = 1000.0
+        self.wrong_by_ms = wrong_by_ms
+        self._sleepers: list[tuple[float, asyncio.Event]] = []
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now_ms(self) -> int:
+        return 1_000_000_000_000 + self.wrong_by_ms
+
+    async def sleep(self, seconds: float) -> None:
+        over = asyncio.Event()
+        self._sleepers.append((self.seconds + seconds, over))
+        await over.wait()
+
+    @property
+    def sleeping(self) -> int:
+        """How many tasks wait for time to pass."""
+        return sum(not over.is_set() for _, over in self._sleepers)
+
+    def freeze(self, seconds: float) -> None:
+        """Let time pass and nobody notice, as while the process is stopped."""
+        self.seconds += seconds
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass and wake who waited for it."""
+        self.seconds += seconds
+        for at, over in self._sleepers:
+            if at <= self.seconds:
+                over.set()
+
+
+@dataclass
+class Office:
+    """One delivery service with its lease, as one process has them."""
+
+    place: Place
+    together: bool = False
+    sender: Sender = field(default_factory=Sender)
+    time: int = 1_000_000_000_000
+    time_stands_still: bool = True  # otherwise it is the database's
+    settings: DeliverySettings = field(default_factory=DeliverySettings)
+    around: Any = None
+    clock: FakeClock | None = None
+    lease_seconds: float = 15.0
+    seconds: list[float] = field(default_factory=list)
+    database: FaultyDatabase = field(init=False)
+    lease: Lease = field(init=False)
+    service: DeliveryService = field(init=False)
+
+    async def open(self) -> None:
+        self.database = await self.place.connect(together=self.together)
+        self.lease = Lease(self.database, seconds=self.lease_seconds, clock=self.clock)
+        await self.lease.open()
+        self.service = DeliveryService(
+            self.database, self.sender, self.settings, lease=self.lease,
+            observe=self.seconds.append, around_attempt=self.around,
+            now=self.now if self.time_stands_still else None, draw=lambda: 0.5,
+        )  # fmt: skip
+        await self.service.open()
+
+    def now(self) -> int:
+        return self.time if self.time_stands_still else self.lease.now_ms()
+
+    async def close(self, drain_seconds: float = 5.0) -> None:
+        await self.service.close(drain_seconds)
+        await self.lease.close()
+        await self.database.aclose()
+
+    async def kill(self) -> None:
+        """End as SIGKILL does: no more is written, and its lease is left to run out."""
+        self.database.refuses = lambda _: True
+        tasks = [*self.service._tasks, *self.service._own_tasks, *self.lease._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def expire(self) -> None:
+        """Have the database's clock pass the end of this process's lease."""
+        await self.database.real.write(Run(_EXPIRE, {"row_id": self.lease.id}))
+
+    def ending(self, token: str, host: str = "caller.example", *, claim: bool) -> Registered:
+        registration = Registration(f"http://{host}/cb", f"http://{host}:80", {"Token": "t"})
+        return Registered(
+            token, registration, self.now(), self.service.max_age_ms, claim, self.lease.id
+        )
+
+    async def end(self, token: str, host: str = "caller.example", *, submit: bool = True) -> None:
+        claim = self.service.has_room()
+        deliveries = await self.database.write(self.ending(token, host, claim=claim))
+        if claim and submit:
+            self.service.submit(deliveries)
+
+    async def leave(self, token: str, host: str = "caller.example") -> None:
+        """End an operation and leave its completion to whoever has room."""
+        await self.database.write(self.ending(token, host, claim=False))
+
+    async def row(self, token: str) -> tuple[str, int, int | None]:
+        """Return state, attempt and next_at."""
+        _, _, _, state, attempt, next_at, _, _ = (
+            await self.database.fetch(CALLBACKS_OF, {"token": token})
+        )[0]
+        return state, attempt, next_at
+
+    async def is_(self, token: str, state: str, attempt: int | None = None) -> int | None:
+        """Wait for a state; return when the next attempt is."""
+
+        async def ask() -> tuple[int | None] | None:
+            now, tried, next_at = await self.row(token)
+            return (next_at,) if now == state and attempt in {None, tried} else None
+
+        return (await eventually(ask))[0]
