@@ -3,17 +3,13 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from benchmarks.comparisons import Comparison, Judged, Pair, Sample, judge
 from benchmarks.load import percentile_ms
 from benchmarks.machine import QUIET_CORES
+from benchmarks.parts import table
 from benchmarks.sampling import WAITING, Sampled
-
-RESULTS = Path(__file__).with_name("RESULTS.md")
-_BEGIN = "<!-- figures: rewritten by `python -m benchmarks.run --write-results` -->"
-_END = "<!-- end of figures -->"
 
 
 @dataclass
@@ -101,17 +97,8 @@ def render(run: Run) -> str:
     )
     ratios = [_ratio_row(one) for one in run.judged]
     costs = [row for comparison, pairs in run.pairs.items() for row in _costs(comparison, pairs)]
-    tables = [_table(_RATIO_HEADER, ratios), _table(_COST_HEADER, costs)]
+    tables = [table(_RATIO_HEADER, ratios), table(_COST_HEADER, costs)]
     return "\n\n".join([f"{versions}.", rounds, *tables, time, _time_table(run.sampled), noise])
-
-
-def write_results(text: str) -> None:
-    """Replace the figures in RESULTS.md and leave the rest alone."""
-    before, begin, rest = RESULTS.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{RESULTS} lacks its marks {_BEGIN} and {_END}")
-    RESULTS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 _RATIO_HEADER = ("load", "figure", "floor", "gateway", "ratio", "required", "")
@@ -191,15 +178,4 @@ def _time_table(sampled: Sampled) -> str:
         for name, share in sampled.shares.items()
         if name != WAITING
     ]
-    return _table(("concern", "share"), [*rows, (WAITING, f"{waiting:.0f} % of the time")])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    rule = line(["-" * width for width in widths])
-    return "\n".join([line(header), rule, *map(line, rows)])
+    return table(("concern", "share"), [*rows, (WAITING, f"{waiting:.0f} % of the time")])

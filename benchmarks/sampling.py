@@ -16,7 +16,7 @@ WAITING = "waiting for requests"
 # that their time is their caller's.
 _CONCERNS = (
     ("request parsing, specification", r"nexus_spec/|gateway/request_parsing\.py|^Registration\."),
-    ("database", r"callbacks/database/|callbacks/outbox\.py|handlers/operation_store\.py"),
+    ("database", r"callbacks/database/|callbacks/outbox\.py|handlers/store/"),
     ("engine and handler", r"handlers/|benchmarks/"),
     ("HTTP server, Starlette, routes", r"uvicorn/|starlette/|gateway/"),
     # Not these two: they serve the parsing of requests as well.

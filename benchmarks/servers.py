@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 _LISTENING = re.compile(r"(?:listening|running) on (http://127\.0\.0\.1:\d+)")
 _STARTS_WITHIN_SECONDS = 30.0
+_NEXUS_GATEWAY = Path(sys.executable).with_name("nexus-gateway")
 _UVICORN = (
     *(sys.executable, "-m", "uvicorn", "--workers", "1", "--loop", "uvloop"),
     *("--http", "httptools", "--no-access-log", "--host", "127.0.0.1", "--port", "0"),
@@ -58,6 +59,19 @@ class Server:
         """Return what the server wrote."""
         return self._log_path.read_text(errors="replace")
 
+    def kill(self) -> None:
+        """End the process as `kill -9` does, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def resident_bytes(self) -> int:
+        """Return how much memory the process has now."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        match = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+        if match is None:
+            raise ServerNotStarted(f"{self.name} has ended:\n{self.log()}")
+        return int(match[1]) * 1024
+
     def stop(self) -> None:
         """End the process: politely, and after 10 s for good."""
         self._process.terminate()
@@ -99,14 +113,32 @@ def starlette_echo(folder: Path) -> Server:
     return Server("echo", [*_UVICORN, "benchmarks.echo_app:app"], folder, {})
 
 
-def gateway(folder: Path) -> Server:
-    """Start the gateway as its users do, on a new file."""
+def gateway(
+    folder: Path,
+    database: str | None = None,
+    *,
+    name: str = "gateway",
+    environment: Mapping[str, str] | None = None,
+) -> Server:
+    """Start the gateway as its users do, on a database or on a new SQLite file."""
     command = [
-        *(str(Path(sys.executable).with_name("nexus-gateway")), "serve"),
+        *(str(_NEXUS_GATEWAY), "serve"),
         *("benchmarks.bench_service:services", "--port", "0", "--allow-private-callbacks"),
-        *("--database", f"sqlite:///{folder / 'gateway.db'}"),
+        *("--database", database or f"sqlite:///{folder / 'gateway.db'}"),
     ]
-    return Server("gateway", command, folder, {})
+    return Server(name, command, folder, environment or {})
+
+
+def migrate(database: str) -> None:
+    """Give an empty database the gateway's schema.
+
+    Raises:
+        ServerNotStarted: It cannot be done; the message has what the command wrote.
+    """
+    command = [str(_NEXUS_GATEWAY), "database", "migrate", "--database", database]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ServerNotStarted(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
 
 
 def database_counters(server: Server) -> tuple[float, float]:
