@@ -23,7 +23,7 @@ from nexus_spec import (
 )
 from nexus_spec.headers import FAILURE_SUPPORT, OPERATION_TIMEOUT, REQUEST_TIMEOUT
 
-__all__ = ["Endpoint", "Seconds", "as_seconds", "content_of"]
+__all__ = ["Endpoint", "Seconds", "as_seconds", "check_base_url", "content_of"]
 
 Seconds: TypeAlias = float | timedelta
 """A duration: a number of seconds, or a timedelta."""
@@ -48,7 +48,7 @@ class Endpoint:
         serializer: Serializer | None,
         clock: Clock,
     ) -> None:
-        _check_base_url(base_url)
+        check_base_url(base_url)
         if timeout <= 0 or request_timeout <= 0:
             raise ValueError("timeout and request_timeout are positive numbers of seconds")
         self.base_url = base_url.rstrip("/")
@@ -164,7 +164,12 @@ def _duration(seconds: float) -> str:
     return format_duration(timedelta(seconds=max(seconds, 0.001)))
 
 
-def _check_base_url(base_url: str) -> None:
+def check_base_url(base_url: str) -> None:
+    """Check that a URL can be an endpoint's: what comes before `/{service}/{operation}`.
+
+    Raises:
+        ValueError: it is not, with the reason; a password in it is not repeated.
+    """
     parts = urlsplit(base_url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"an endpoint is an http or https URL, not {base_url[:100]!r}")

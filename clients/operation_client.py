@@ -6,7 +6,7 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, Unpack, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 from nexusrpc import HandlerError, Link, Operation, Serializer
@@ -134,7 +134,7 @@ class NexusClient:
 
         Spec: SPEC.md#start-operation
         """
-        target = self._target(op, service)
+        target = self._services.target_of(op, service)
         content = await self._endpoint.serialize(input)
         expected = self._expect(callback)
         callback_url = expected.url if expected is not None else callback
@@ -287,28 +287,10 @@ class NexusClient:
         """Show the address alone: the rest may be secret."""
         return f"<NexusClient {self._endpoint.base_url}>"
 
-    def _target(
-        self, op: Operation[Any, Any] | tuple[str, str], service: type | str | None
-    ) -> _Target:
-        if isinstance(op, Operation):
-            name = self._services.name_of(op) if service is None else service_name(service)
-            return _Target(name, op.name, op.output_type)
-        if not isinstance(op, tuple):  # type: ignore[redundant-expr, unreachable, unused-ignore]
-            raise TypeError(f"{op!r} is neither an Operation nor a pair (service, operation)")
-        if service is not None:
-            raise ValueError("service= goes with an Operation, not with names")
-        return _Target(*op, None)
-
     def _expect(self, callback: str | None) -> ExpectedCompletion | None:
         if callback is not None or self._receiver is None:
             return None
         return self._receiver.expect()
-
-
-class _Target(NamedTuple):
-    service: str
-    operation: str
-    output_type: Any
 
 
 def _bearer(api_key: str | None) -> dict[str, str]:

@@ -24,7 +24,7 @@ from nexus_spec import (
 )
 from nexus_spec.headers import OPERATION_TOKEN
 
-__all__ = ["OperationHandle"]
+__all__ = ["OperationHandle", "judge_cancel", "judge_result"]
 
 OutputT = TypeVar("OutputT")
 
@@ -141,7 +141,7 @@ class OperationHandle(Generic[OutputT]):
             self.service,
             self.operation,
             "cancel",
-            judge=_judge_cancel,
+            judge=judge_cancel,
             headers=[(OPERATION_TOKEN, self.token)],
         )
 
@@ -183,7 +183,7 @@ class OperationHandle(Generic[OutputT]):
             self.service,
             self.operation,
             "result",
-            judge=_judge_result,
+            judge=judge_result,
             headers=[(OPERATION_TOKEN, token)],
             query={"wait": asked} if wait else None,
             wait=wait,
@@ -202,7 +202,8 @@ def _content_of_completion(completion: Completion) -> Content:
     return completion.content or Content(headers={}, data=b"")
 
 
-def _judge_result(response: SentResponse) -> Exception | None:
+def judge_result(response: SentResponse) -> Exception | None:
+    """Accept a result, and the answers that mean that the operation still runs: 408 and 412."""
     # 412: still running. 408: the server gave up waiting; ask again.
     if response.status in {408, 412}:
         return None
@@ -231,7 +232,11 @@ def _judge_question(response: SentResponse, what: str) -> Exception | None:
     return missing
 
 
-def _judge_cancel(response: SentResponse) -> Exception | None:
+def judge_cancel(response: SentResponse) -> Exception | None:
+    """Accept 202 alone.
+
+    Spec: SPEC.md#cancel-operation
+    """
     if response.status == 202:
         return None
     return error_of_response(response) or MalformedResponse(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import nexusrpc
 from nexusrpc import Operation
 
 from clients.errors import ServiceUnresolved
 
-__all__ = ["ServiceNames", "service_name"]
+__all__ = ["ServiceNames", "Target", "service_name"]
+
+
+class Target(NamedTuple):
+    """What is called: the names on the wire, and the type that its result is read as."""
+
+    service: str
+    operation: str
+    output_type: Any
 
 
 class ServiceNames:
@@ -29,6 +37,27 @@ class ServiceNames:
 
     def __init__(self) -> None:
         self._owners: dict[int, weakref.ref[type]] = {}
+
+    def target_of(
+        self, op: Operation[Any, Any] | tuple[str, str], service: type | str | None = None
+    ) -> Target:
+        """Return what an operation's definition, or the pair (service, operation), stands for.
+
+        `service`, a class or a name, decides where the definition alone does not.
+
+        Raises:
+            ServiceUnresolved: the definition does not tell its service.
+            TypeError: `op` is neither of the two.
+            ValueError: a service is given beside names.
+        """
+        if isinstance(op, Operation):
+            name = self.name_of(op) if service is None else service_name(service)
+            return Target(name, op.name, op.output_type)
+        if not isinstance(op, tuple):  # type: ignore[redundant-expr, unreachable, unused-ignore]
+            raise TypeError(f"{op!r} is neither an Operation nor a pair (service, operation)")
+        if service is not None:
+            raise ValueError("service= goes with an Operation, not with names")
+        return Target(*op, None)
 
     def name_of(self, operation: Operation[Any, Any]) -> str:
         """Return the name of the one service that defines this operation.
