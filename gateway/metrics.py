@@ -11,7 +11,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from callbacks.outbox import BACKLOG
+from callbacks.delivery_queries import BACKLOG
 from handlers.clock import now_ms
 from handlers.stats import Histogram
 from handlers.store.operations import COUNT_OPEN
@@ -77,6 +77,25 @@ class _Numbers:
             "nexus_operation_duration_seconds",
             "From the start to the end of recorded operations.",
             stats.duration,
+        )
+        claimed = CounterMetricFamily(
+            "nexus_operations_claimed",
+            "Operations taken up from the database: woken or handed back (due), their process "
+            "gone (lapsed), or this process's own that it did not know of (own).",
+            labels=["reason"],
+        )
+        for reason in ("due", "lapsed", "own"):
+            claimed.add_metric([reason], stats.claimed[reason])
+        yield claimed
+        yield CounterMetricFamily(
+            "nexus_operations_poisoned",
+            "Operations paused because they lost their process again and again.",
+            stats.poisoned,
+        )
+        yield CounterMetricFamily(
+            "nexus_operations_expired",
+            "Operations deleted at the end of their retention.",
+            stats.expired,
         )
         yield _histogram("nexus_step_duration_seconds", "Steps, retries included.", stats.step)
         yield from self._delivery()

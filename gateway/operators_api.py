@@ -10,7 +10,7 @@ from urllib.parse import quote
 from nexusrpc import Content, HandlerError, HandlerErrorType
 from starlette.requests import Request
 
-from callbacks.outbox import ATTEMPTS_OF, CALLBACKS_OF
+from callbacks.delivery_queries import ATTEMPTS_OF, CALLBACKS_OF
 from gateway.asgi import Answer, read_body
 from gateway.error_responses import bad_request
 from gateway.runtime import Gateway
@@ -135,6 +135,8 @@ async def show_operation(gateway: Gateway, request: Request) -> Answer:
             else _value(stored.output, stored.output_headers or "{}"),
             "failure": None if stored.failure is None else json.loads(stored.failure),
             "error_detail": stored.error_detail,
+            "owner": stored.owner or None,
+            "retrying": None if stored.retrying is None else json.loads(stored.retrying),
             "steps": [_step(entry) for entry in journal],
             "deliveries": deliveries,
         }
@@ -151,6 +153,23 @@ async def resume_operation(gateway: Gateway, request: Request) -> Answer:
     """Run a paused operation again."""
     stored = await gateway.parts.engine.resume(request.path_params["token"])
     return _json(_summary(stored))
+
+
+async def signal_operation(gateway: Gateway, request: Request) -> Answer:
+    """Tell a durable operation what its handler waits for.
+
+    Body: JSON, or nothing for null. Header `Idempotency-Key`: one that is repeated counts once.
+    """
+    body = await read_body(request.receive, PAYLOAD_BYTES)
+    if body:
+        parse_json(body, "the body")
+    is_new = await gateway.parts.engine.signal(
+        request.path_params["token"],
+        request.path_params["name"],
+        body or b"null",
+        request.headers.get("idempotency-key"),
+    )
+    return _json({"duplicate": not is_new}, status=202)
 
 
 async def complete_operation(gateway: Gateway, request: Request) -> Answer:
@@ -191,6 +210,8 @@ def _summary(stored: StoredOperation) -> dict[str, Any]:
         "state": stored.state.value,
         "pause_reason": stored.pause_reason,
         "attempts": stored.attempts,
+        "losses": stored.losses,
+        "run_at": _moment(stored.run_at),
         "progress": None if stored.progress is None else json.loads(stored.progress),
         "created_at": _moment(stored.created_at),
         "closed_at": _moment(stored.closed_at),
@@ -207,7 +228,7 @@ def _step(entry: JournalEntry) -> dict[str, Any]:
         "recorded_at": _moment(entry.created_at),
         "wake_at": _moment(entry.wake_at),
         "output": None
-        if entry.output is None or entry.kind == Kind.INTERRUPT
+        if entry.output is None or entry.kind in {Kind.INTERRUPT, Kind.CANCELLED}
         else json.loads(entry.output),
         "error": None if entry.error is None else json.loads(entry.error),
     }

@@ -5,19 +5,20 @@ from collections.abc import Awaitable, Callable
 from nexusrpc import HandlerError, HandlerErrorType
 from starlette.datastructures import URLPath
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Match, Mount, NoMatchFound, Route
+from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 from starlette.types import Receive, Scope, Send
 
-from clients.completion_receiver import CompletionReceiver
 from gateway import operators_api
 from gateway.access import require
 from gateway.asgi import Answer, Disconnected, send_answer
+from gateway.callback_routes import receive_completion
 from gateway.error_responses import error_response
 from gateway.metrics import CONTENT_TYPE, render_metrics
 from gateway.nexus_routes import NexusEndpoint, NexusRoute
 from gateway.openapi import openapi_json, openapi_yaml
 from gateway.roles import Role
 from gateway.runtime import Gateway
+from handlers.outgoing_calls import CALLBACK_PATH
 from nexus_spec import Headers
 
 View = Callable[[Gateway, Request], Awaitable[Answer]]
@@ -27,8 +28,7 @@ def all_routes(gateway: Gateway) -> list[BaseRoute]:
     """Return the routes of the app."""
     return [
         NexusRoute(NexusEndpoint(gateway)),
-        # This version makes no calls of its own that would wait for a completion.
-        Mount("/nexus/callback", app=CompletionReceiver()),
+        _route(gateway, "POST", CALLBACK_PATH, receive_completion, None),
         _route(gateway, "GET", "/healthz", health, None),
         _route(gateway, "GET", "/readyz", ready, None),
         _route(gateway, "GET", "/metrics", metrics, Role.OPERATE),
@@ -50,6 +50,13 @@ def all_routes(gateway: Gateway) -> list[BaseRoute]:
                 ("resume", operators_api.resume_operation),
                 ("complete", operators_api.complete_operation),
             )
+        ),
+        _route(
+            gateway,
+            "POST",
+            "/api/v1/operations/{token}/signals/{name}",
+            operators_api.signal_operation,
+            Role.OPERATE,
         ),
         _route(gateway, "GET", "/", welcome, None),
         _AnyPath(_View(gateway, None, unknown_path, None)),

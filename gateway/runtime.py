@@ -2,23 +2,28 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from nexusrpc import HandlerError, HandlerErrorType
 from nexusrpc.handler import OperationHandlerMiddleware
 
-from callbacks.database import SqliteDatabase, Statement, sqlite_path
+from callbacks.database import Database, Statement
 from callbacks.delivery import DeliveryService
+from callbacks.leases import Lease
 from callbacks.sender import AiohttpSender
+from callbacks.signing_keys import CALLS, SigningKeys
 from gateway.access import Access
-from gateway.schema import migrate
+from gateway.schema import open_with_schema
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
+from handlers.call_completions import CallCompletions
 from handlers.engine import Engine
+from handlers.outgoing_calls import OutgoingCalls
 from handlers.services import InvalidService, ServiceRegistry
 from handlers.stats import Histogram
-from nexus_spec import InvalidWireValue, PayloadSerializer, check_name
+from nexus_spec import InvalidWireValue, PayloadSerializer, UnencodableValue, check_name
+from nexus_spec.content import JSON
 
 _PING = Statement(sa.select(sa.literal(1)))
 
@@ -51,20 +56,24 @@ class Gateway:
         self.draining = False
 
     async def open(self) -> None:
-        """Migrate and open the database, take up what was running, begin to deliver.
+        """Open the database and see to its schema, take up what was running, begin to deliver.
 
         Raises:
             DatabaseError: The database cannot be used; the message says what to do.
         """
-        path = sqlite_path(self.settings.database)
-        self._parts = _Parts(
-            self.settings,
-            self.services,
-            path,
-            self._serializer,
-            self._middleware,
-            self._telemetry or Telemetry(),
-        )
+        database = await open_with_schema(self.settings.database)
+        try:
+            self._parts = _Parts(
+                self.settings,
+                self.services,
+                database,
+                self._serializer,
+                self._middleware,
+                self._telemetry or Telemetry(),
+            )
+        except BaseException:
+            await database.aclose()
+            raise
         self.draining = False
         try:
             await self._parts.open()
@@ -104,6 +113,37 @@ class Gateway:
         """End an operation that runs elsewhere as canceled; otherwise as `complete`."""
         return await self.parts.engine.complete_canceled(token, message)
 
+    async def signal(
+        self, token: str, name: str, payload: Any = None, dedupe_id: str | None = None
+    ) -> bool:
+        """Tell a durable operation what its handler waits for with `ctx.wait_for(name)`.
+
+        Args:
+            token: The operation's token.
+            name: 1 to 200 characters, not beginning with `nexus.`.
+            payload: What the handler gets.
+            dedupe_id: A second signal with the same name and id counts for nothing.
+
+        Returns:
+            False for a repeated one.
+
+        Raises:
+            nexusrpc.HandlerError: BAD_REQUEST; the payload cannot be sent as JSON, or the name not
+                be used. NOT_FOUND; no operation has this token. CONFLICT; it has ended.
+        """
+        return await self.parts.engine.signal(token, name, self._as_json(payload), dedupe_id)
+
+    def _as_json(self, payload: Any) -> bytes:
+        try:
+            content = self._serializer.serialize(payload)
+        except UnencodableValue as error:
+            raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST) from error
+        if not content.headers:
+            return b"null"
+        if content.headers.get("content-type") != JSON:
+            raise HandlerError("a signal carries JSON", type=HandlerErrorType.BAD_REQUEST)
+        return content.data
+
     @property
     def parts(self) -> "_Parts":
         """The open parts.
@@ -126,18 +166,14 @@ class _Parts:
         self,
         settings: Settings,
         services: ServiceRegistry,
-        path: Path,
+        database: Database,
         serializer: PayloadSerializer,
         middleware: Sequence[OperationHandlerMiddleware],
         telemetry: Telemetry,
     ) -> None:
         self.telemetry = telemetry
-        self.database = SqliteDatabase(path)
-        try:
-            migrate(path)
-        except BaseException:
-            self.database.close()
-            raise
+        self.database = database
+        self.lease = Lease(self.database, seconds=settings.lease_seconds)
         self.delivery_seconds = Histogram()
         self.delivery = DeliveryService(
             self.database,
@@ -146,17 +182,23 @@ class _Parts:
                 connections_per_destination=settings.callbacks.per_destination,
             ),
             settings.delivery,
+            lease=self.lease,
             observe=self.delivery_seconds.observe,
             around_attempt=self.telemetry.around_attempt,
         )
+        keys = SigningKeys(self.database, CALLS)
+        self.completions = CallCompletions(self.database, keys)
+        self.calls = OutgoingCalls(settings.remote_endpoints, keys, public_url=settings.public_url)
         self.engine = Engine(
             services,
             self.database,
             self.delivery,
+            lease=self.lease,
             serializer=serializer,
             settings=settings.engine,
             tracing=self.telemetry.tracing,
             middleware=middleware,
+            outgoing=self.calls,
         )
         self.access = Access(
             self.database,
@@ -165,6 +207,7 @@ class _Parts:
         )
 
     async def open(self) -> None:
+        await self.lease.open()
         await self.delivery.open()
         await self.engine.open()
 
@@ -174,9 +217,11 @@ class _Parts:
     async def close(self, drain_seconds: float) -> None:
         try:
             await self.engine.close(drain_seconds)
+            await self.calls.aclose()
             await self.delivery.close(drain_seconds)
+            await self.lease.close()
         finally:
-            self.database.close()
+            await self.database.aclose()
             # It blocks while a collector does not answer.
             await asyncio.to_thread(self.telemetry.close)
 

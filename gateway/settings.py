@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -13,8 +13,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -27,13 +29,19 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from callbacks.database import InvalidDatabaseUrl, check_url
 from callbacks.delivery import DeliverySettings
 from callbacks.egress import AllowRule, EgressPolicy
+from callbacks.leases import LEASE_SECONDS
 from callbacks.retry_schedule import RetryPolicy
-from handlers.engine import EngineSettings
-from nexus_spec import NexusError
+from clients.endpoint import check_base_url
+from handlers.engine_settings import EngineSettings
+from handlers.outgoing_calls import RemoteEndpoint
+from nexus_spec import NexusError, is_header_value
 
 ENVIRONMENT_PREFIX = "NEXUS_GATEWAY_"
+
+_CENTURY_SECONDS = 100 * 365 * 24 * 3600.0
 
 # Read by the commands that call a gateway, not by the one that serves.
 _OF_CALLERS = frozenset({"API_KEY", "ENDPOINT", "URL"})
@@ -63,9 +71,39 @@ Targets = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 
 
 class EndpointSettings(_Section):
-    """One named endpoint."""
+    """One named endpoint: served here by `targets`, or served elsewhere, at `url`.
+
+    The latter is what `ctx.call(..., endpoint="NAME")` calls. `callbacks: never` says that it
+    cannot reach this gateway, so that its results are asked for.
+    """
 
     targets: Targets = Field(default_factory=list)
+    url: str | None = None
+    api_key: SecretStr | None = None
+    callbacks: Literal["auto", "never"] = "auto"
+
+    @field_validator("url")
+    @classmethod
+    def _is_base_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_base_url(url)
+        return url
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_into_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        value = None if key is None else key.get_secret_value()
+        if value is not None and not (value and value.isascii() and is_header_value(value)):
+            raise ValueError("holds characters that a header cannot carry, or none at all")
+        return key
+
+    @model_validator(mode="after")
+    def _is_here_or_there(self) -> Self:
+        if self.url is not None and self.targets:
+            raise ValueError("has targets, which are served here, and the url of another server")
+        if self.url is None and (self.api_key is not None or self.callbacks != "auto"):
+            raise ValueError("api_key and callbacks are for an endpoint with a url")
+        return self
 
 
 class AllowRuleSettings(_Section):
@@ -120,9 +158,22 @@ class Settings(BaseSettings):
     public_url: str | None = None
     drain_seconds: float = Field(default=10.0, ge=0)
     cleanup_seconds: float = Field(default=60.0, gt=0)
+    lease_seconds: float = Field(default=LEASE_SECONDS, ge=1)
+    suspend_after_seconds: float = Field(default=5.0, ge=0)
+    poison_after: int = Field(default=5, ge=2)
+    retention_seconds: float = Field(default=7 * 24 * 3600.0, ge=0, le=_CENTURY_SECONDS)
     handler_threads: int = Field(default=32, ge=1)
     step_threads: int = Field(default=32, ge=1)
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
+
+    @field_validator("database")
+    @classmethod
+    def _is_database_url(cls, url: str) -> str:
+        try:
+            check_url(url)
+        except InvalidDatabaseUrl as error:
+            raise ValueError(str(error)) from error
+        return url
 
     @field_validator("public_url")
     @classmethod
@@ -130,6 +181,19 @@ class Settings(BaseSettings):
         if url is not None and not url.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return url.rstrip("/") if url is not None else None
+
+    @property
+    def remote_endpoints(self) -> dict[str, RemoteEndpoint]:
+        """The endpoints that handlers may call."""
+        return {
+            name: RemoteEndpoint(
+                url=endpoint.url,
+                api_key=None if endpoint.api_key is None else endpoint.api_key.get_secret_value(),
+                callbacks=endpoint.callbacks == "auto",
+            )
+            for name, endpoint in self.endpoints.items()
+            if endpoint.url is not None
+        }
 
     @property
     def egress(self) -> EgressPolicy:
@@ -153,6 +217,9 @@ class Settings(BaseSettings):
             handler_threads=self.handler_threads,
             step_threads=self.step_threads,
             cleanup_seconds=self.cleanup_seconds,
+            suspend_after_seconds=self.suspend_after_seconds,
+            poison_after=self.poison_after,
+            retention=timedelta(seconds=self.retention_seconds),
         )
 
 

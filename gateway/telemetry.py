@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context, use_span
 
-from callbacks.delivery import AroundAttempt, Outcome, Post
+from callbacks.attempts import AroundAttempt, Outcome, Post
 from callbacks.outbox import Delivery
 from clients.sender import SentResponse
 from handlers.tracing import Tracing

@@ -1,14 +1,19 @@
 """What a durable handler is given to work with."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
-from nexusrpc import Link
+from nexusrpc import Link, Operation
 
+from handlers.call_plan import CallableOperation, CallPlan
+from handlers.called_operation import CalledOperation
+from handlers.calls import Calls
+from handlers.context_call import ContextCall
 from handlers.execution import Execution
 from handlers.retry_policy import RetryPolicy
 from nexus_spec import format_link
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
     from handlers.live_operation import LiveOperation
 
 T = TypeVar("T")
+InputT = TypeVar("InputT")
+OutputT = TypeVar("OutputT")
 
 
 class DurableContext:
@@ -27,9 +34,12 @@ class DurableContext:
     between is free of side effects and of chance: use `now`, `uuid` and `random` from here.
     """
 
-    def __init__(self, execution: Execution, operation: "LiveOperation") -> None:
+    def __init__(
+        self, execution: Execution, operation: "LiveOperation", calls: Calls | None = None
+    ) -> None:
         self._execution = execution
         self._operation = operation
+        self._calls = calls
 
     def __repr__(self) -> str:
         return f"<DurableContext of operation {self.operation_token}>"
@@ -96,33 +106,33 @@ class DurableContext:
     # ------------------------------------------------------------ what happens once
 
     @overload
-    async def step(
+    def step(
         self,
         fn: Callable[..., Awaitable[T]],
         *args: Any,
         name: str | None = None,
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
-    ) -> T: ...
+    ) -> Coroutine[Any, Any, T]: ...
 
     @overload
-    async def step(
+    def step(
         self,
         fn: Callable[..., T],
         *args: Any,
         name: str | None = None,
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
-    ) -> T: ...
+    ) -> Coroutine[Any, Any, T]: ...
 
-    async def step(
+    def step(
         self,
         fn: Callable[..., Any],
         *args: Any,
         name: str | None = None,
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Run `fn(*args)` and record its result; once recorded it never runs again.
 
         A crash between the run and the record runs it again, so what it does should be
@@ -142,15 +152,224 @@ class DurableContext:
             asyncio.CancelledError: The operation is canceled or past its deadline.
             StepArgumentsInvalid: The arguments cannot be recorded.
         """
-        return await self._execution.step(fn, args, name=name, retry=retry, timeout=timeout)
+        execution = self._execution
+        return ContextCall(
+            execution,
+            f"step({name or getattr(fn, '__name__', fn)})",
+            partial(execution.step, fn, args, name=name, retry=retry, timeout=timeout),
+        )
 
-    async def sleep(self, duration: timedelta) -> None:
+    def sleep(self, duration: timedelta) -> Coroutine[Any, Any, None]:
         """Wait, also across restarts: what has passed of the wait stays passed.
+
+        A handler that has nothing else to do leaves memory meanwhile, and is run again from its
+        beginning, over its journal, when the time has come. What it awaits of its own beside
+        this (`asyncio.sleep`, a lock, an `asyncio.timeout`) keeps it in memory and would begin
+        anew after a restart.
 
         Raises:
             asyncio.CancelledError: The operation is canceled or past its deadline.
         """
-        await self._execution.sleep(duration)
+        execution = self._execution
+        return ContextCall(execution, "sleep(...)", partial(execution.sleep, duration))
+
+    @overload
+    def wait_for(
+        self, name: str, type: type[T], *, timeout: timedelta | None = None
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def wait_for(
+        self, name: str, type: Any = Any, *, timeout: timedelta | None = None
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def wait_for(
+        self, name: str, type: Any = Any, *, timeout: timedelta | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        """Wait for the operation's next signal of this name and return what it says.
+
+        Signals are kept: the first wait gets the first signal, whether it came before or after,
+        the second wait the second. Each is got by one wait, once. The handler may leave memory
+        meanwhile, as in `sleep`.
+
+        Args:
+            name: The signal's name, as its sender gives it.
+            type: What its payload is read as; plain JSON values by default.
+            timeout: How long to wait; a restart does not begin it anew.
+
+        Raises:
+            TimeoutError: No signal came in time.
+            InvalidSignal: The payload is not of that type. The signal counts as received, so
+                that waiting again waits for the next.
+            asyncio.CancelledError: The operation is canceled or past its deadline.
+        """
+        execution = self._execution
+        return ContextCall(
+            execution,
+            f"wait_for({name!r})",
+            partial(execution.wait_for, name, type, timeout),
+        )
+
+    @overload
+    def call(
+        self,
+        op: Operation[InputT, OutputT],
+        input: InputT,
+        *,
+        endpoint: str,
+        service: type | str | None = None,
+        timeout: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Coroutine[Any, Any, OutputT]: ...
+
+    @overload
+    def call(
+        self,
+        op: tuple[str, str],
+        input: Any = None,
+        *,
+        endpoint: str,
+        timeout: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def call(
+        self,
+        op: CallableOperation,
+        input: Any = None,
+        *,
+        endpoint: str,
+        service: type | str | None = None,
+        timeout: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Start an operation of another endpoint, once, and wait for its result.
+
+        It is started under one request id, however often that is tried, and waited for as long
+        as it takes; the handler may leave memory meanwhile, as in `sleep`. Where this operation
+        is canceled, or its deadline passes, the other one is asked to cancel.
+
+        Args:
+            op: An attribute of a service definition, `Shipping.book`, or the names
+                `("shipping", "book")`.
+            input: Its input.
+            endpoint: The name of an endpoint of the settings that has a url.
+            service: The service of `op`, where the definition does not tell.
+            timeout: How long it may take, the time until it is started included.
+            headers: Headers for its handler.
+
+        Raises:
+            nexusrpc.OperationError: It ended failed or canceled. Not caught, that ends this
+                operation so as well.
+            CallError: The other side refused to start it.
+            CallTimedOut: It did not end within `timeout`.
+            asyncio.CancelledError: This operation is canceled or past its deadline.
+            StepArgumentsInvalid: The call cannot be made like this.
+        """
+        plan = partial(self._plan, op, input, endpoint, service, timeout, headers)
+
+        async def make() -> Any:
+            calls, planned = plan()
+            return await calls.call(planned)
+
+        return ContextCall(self._execution, f"call({_named(op)})", make)
+
+    @overload
+    def start_call(
+        self,
+        op: Operation[InputT, OutputT],
+        input: InputT,
+        *,
+        endpoint: str,
+        service: type | str | None = None,
+        timeout: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Coroutine[Any, Any, CalledOperation[OutputT]]: ...
+
+    @overload
+    def start_call(
+        self,
+        op: tuple[str, str],
+        input: Any = None,
+        *,
+        endpoint: str,
+        timeout: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Coroutine[Any, Any, CalledOperation[Any]]: ...
+
+    def start_call(
+        self,
+        op: CallableOperation,
+        input: Any = None,
+        *,
+        endpoint: str,
+        service: type | str | None = None,
+        timeout: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Coroutine[Any, Any, CalledOperation[Any]]:
+        """Start an operation of another endpoint, once, and go on beside it.
+
+        As `call`, but what comes back is a handle to wait for the result with, or to cancel. An
+        operation that nobody waits for runs on when this one has ended.
+        """
+        plan = partial(self._plan, op, input, endpoint, service, timeout, headers)
+
+        async def make() -> CalledOperation[Any]:
+            calls, planned = plan()
+            return CalledOperation(self._execution, calls, await calls.start(planned))
+
+        return ContextCall(self._execution, f"start_call({_named(op)})", make)
+
+    def _plan(
+        self,
+        op: CallableOperation,
+        input: Any,
+        endpoint: str,
+        service: type | str | None,
+        timeout: timedelta | None,
+        headers: Mapping[str, str] | None,
+    ) -> tuple[Calls, CallPlan]:
+        if self._calls is None:
+            raise RuntimeError("this engine was made without outgoing calls")
+        planned = self._calls.plan(
+            op, input, endpoint=endpoint, service=service, timeout=timeout, headers=headers
+        )
+        return self._calls, planned
+
+    def patched(self, name: str) -> Coroutine[Any, Any, bool]:
+        """Whether this operation takes changed code: the way to change a handler in use.
+
+        Code that asks for other steps than those that a running operation has recorded pauses
+        it. So guard the change, and keep the old code while operations that took it are running:
+
+            if await ctx.patched("charge by card"):
+                await ctx.step(charge_card, order)
+            else:
+                await ctx.step(charge, order)
+
+        Args:
+            name: Names the change, for good.
+
+        Returns:
+            True for operations that come here for the first time, which is recorded; False where
+            an operation went on from here before the change.
+        """
+        execution = self._execution
+        return ContextCall(execution, f"patched({name!r})", partial(execution.patched, name))
+
+    async def gather(self, *awaitables: Awaitable[Any]) -> list[Any]:
+        """Run branches at the same time and return their results in order, once all have ended.
+
+        Other than `asyncio.gather`, which is allowed as well, it raises the first error, in the
+        order of the arguments, only when no branch runs any more; and each branch has its place
+        in the journal from its place here, whichever makes its first call first.
+
+        Raises:
+            BaseException: What the first of the branches that failed raised.
+            asyncio.CancelledError: The operation is canceled or past its deadline; the branches
+                were cancelled, and have ended.
+        """
+        return await self._execution.gather(awaitables)
 
     # ------------------------------------------------------------ the same on every run
 
@@ -195,3 +414,7 @@ class DurableContext:
         format_link(link)
         self._execution.scope()
         self._operation.add_link(link)
+
+
+def _named(op: CallableOperation) -> str:
+    return op.name if isinstance(op, Operation) else "/".join(map(str, op))

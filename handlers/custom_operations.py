@@ -13,8 +13,8 @@ from typing import Any
 from nexusrpc import HandlerError, HandlerErrorType, Link, OperationError
 from nexusrpc.handler import StartOperationResultSync
 
-from callbacks.database import SqliteDatabase, persist
-from handlers.clock import now_ms
+from callbacks.database import Database, persist
+from handlers.clock import Clock
 from handlers.deadlines import Deadlines
 from handlers.endings import Ended, Endings, ended_by, ended_of, outcome, succeeded
 from handlers.hosting import Hosting
@@ -22,7 +22,8 @@ from handlers.live_operation import links_from_json, links_to_json
 from handlers.requests import OperationKey, Outcome, Started, StartRequest
 from handlers.services import HostedOperation, Kind, ServiceRegistry
 from handlers.store.operations import BY_HANDLER_TOKEN, LOAD, StoredOperation, read_operation
-from handlers.store.running import RequestCancel, set_links, started_by_handler
+from handlers.store.outside import RequestCancel
+from handlers.store.running import set_links, started_by_handler
 from handlers.store.starting import ForgetStart
 from nexus_spec import InvalidWireValue, PayloadSerializer, check_token
 
@@ -48,12 +49,14 @@ class CustomOperations:
     def __init__(
         self,
         services: ServiceRegistry,
-        database: SqliteDatabase,
+        database: Database,
         endings: Endings,
         deadlines: Deadlines,
         hosting: Hosting,
         serializer: PayloadSerializer,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._services = services
         self._database = database
         self._endings = endings
@@ -105,7 +108,6 @@ class CustomOperations:
 
     async def forget(self, token: str) -> None:
         """Take back the record of a start that the handler never accepted."""
-        self._deadlines.forget(token)
         await persist(self._database, ForgetStart(token))
 
     async def _call_start(
@@ -128,12 +130,11 @@ class CustomOperations:
             check_token(answer.token)
         except InvalidWireValue as error:
             raise TypeError(f"the handler returned an unusable token: {error}") from error
-        # First: the operation may end in the very turn in which the token is recorded.
-        self._deadlines.watch(stored.token, stored.deadline_at)
         await persist(
             self._database,
             started_by_handler(stored.token, stored.epoch, answer.token, links_to_json(links)),
         )
+        self._deadlines.watch(stored.deadline_at)
         if (early := starting.held.get(answer.token)) is not None:
             await self._finish(stored, early, tuple(links))
         return Started(stored.token, tuple(links))
@@ -156,7 +157,7 @@ class CustomOperations:
         await self._hosting.cancel(
             hosted, key, stored.handler_token, headers, request_timeout_seconds
         )
-        await persist(self._database, RequestCancel(stored.token, now_ms()))
+        await persist(self._database, RequestCancel(stored.token, self._clock.now_ms()))
 
     async def complete(self, token: str, ended: Ended) -> bool:
         """End an operation from outside, by its wire token or its handler's own.
@@ -203,5 +204,4 @@ class CustomOperations:
     async def _finish(
         self, stored: StoredOperation, ended: Ended, links: tuple[Link, ...] | None = None
     ) -> bool:
-        self._deadlines.forget(stored.token)
         return await self._endings.finish_stored(stored, ended, links)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from nexusrpc import Content, Link, OperationError, OperationErrorState
 
 from callbacks.database import Writer, persist
 from callbacks.outbox import Delivery
-from handlers.clock import now_ms
+from handlers.clock import Clock
 from handlers.live_operation import links_from_json
 from handlers.records import State
 from handlers.requests import Succeeded
@@ -149,13 +149,33 @@ def rendered_of(stored: StoredOperation) -> RenderedCompletion:
 class Endings:
     """Ends operations, hands their completions on and tells those who wait."""
 
-    def __init__(self, database: Writer, deliveries: Deliveries, stats: EngineStats) -> None:
+    def __init__(
+        self,
+        database: Writer,
+        deliveries: Deliveries,
+        stats: EngineStats,
+        *,
+        clock: Clock,
+        owner: str,
+        retention_ms: int,
+    ) -> None:
+        """Make what ends operations.
+
+        Take the database, where completions go, the counters, the clock, the process that will
+        own the deliveries, and how long an operation is kept after its end.
+        """
         self._database = database
         self._deliveries = deliveries
         self._stats = stats
+        self._clock = clock
+        self._owner = owner
+        self._retention_ms = retention_ms
+        self._last_end = 0
         self._waiting: defaultdict[str, list[asyncio.Future[None]]] = defaultdict(list)
         self._releasing = False
         self._tasks: set[asyncio.Task[bool]] = set()
+        self.on_unattended: Callable[[str], None] = lambda _: None
+        """Told of each operation that ended without its handler, other than with a result."""
 
     async def finish(
         self,
@@ -179,7 +199,10 @@ class Endings:
             links: The handler's links.
             trace_context: The `traceparent` that the completion carries.
         """
-        now = now_ms()
+        now = self._clock.now_ms()
+        if epoch is None:
+            # Two ends from outside in one millisecond must not be taken for one that is repeated.
+            now = self._last_end = max(now, self._last_end + 1)
         claim = self._deliveries.has_room()
         content = ended.content
         deliveries = await persist(
@@ -201,8 +224,10 @@ class Endings:
                     trace_context=trace_context,
                 ),
                 now=now,
+                retention_ms=self._retention_ms,
                 max_age_ms=self._deliveries.max_age_ms,
                 claim=claim,
+                owner=self._owner,
             ),
         )
         if deliveries is None:
@@ -213,10 +238,21 @@ class Endings:
             self._deliveries.wake()
         self._stats.ended[(*labels, ended.state.value)] += 1
         self._stats.duration.observe((now - created_at) / 1000)
+        self.tell(token)
+        if epoch is None and ended.state is not State.SUCCEEDED:
+            self.on_unattended(token)
+        return True
+
+    def tell(self, token: str) -> None:
+        """Wake those who wait for an operation: it has ended."""
         for waiter in self._waiting.pop(token, ()):
             if not waiter.done():
                 waiter.set_result(None)
-        return True
+
+    def tell_all(self) -> None:
+        """Wake all who wait, to look for themselves: word of an end may have been missed."""
+        for token in list(self._waiting):
+            self.tell(token)
 
     async def finish_stored(
         self, stored: StoredOperation, ended: Ended, links: Sequence[Link] | None = None
@@ -248,8 +284,13 @@ class Endings:
         if not task.cancelled():
             task.exception()  # seen, also where nobody waits any more
 
+    @property
+    def releasing(self) -> bool:
+        """Whether nobody is to wait any longer."""
+        return self._releasing
+
     def will_end(self, token: str) -> asyncio.Future[None]:
-        """Return a future that is done when the operation ends, or the server drains."""
+        """Return a future that is done when the operation may have ended, or the server drains."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._releasing:
             waiter.set_result(None)
@@ -268,11 +309,7 @@ class Endings:
     def release(self) -> None:
         """Answer all who wait, now and from here on: the server is about to stop."""
         self._releasing = True
-        for waiters in self._waiting.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-        self._waiting.clear()
+        self.tell_all()
 
 
 def outcome(ended: Ended, links: tuple[Link, ...]) -> Succeeded:

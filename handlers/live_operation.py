@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from nexusrpc import Link
 
 from callbacks.database import DatabaseClosed, Writer
+from handlers.clock import Timer
 from handlers.journal import Journal
+from handlers.mailbox import Mailbox
 from handlers.store.operations import StoredOperation
-from handlers.store.running import set_links, set_progress
+from handlers.store.running import set_links, set_progress, set_retrying
 
 if TYPE_CHECKING:
     from handlers.execution import Execution
@@ -36,26 +38,37 @@ class LiveOperation:
     created_at: int
     store: Writer
     epoch: int = 1
+    wake_seq: int = 0  # what was seen of what happened to it from outside
     attempts: int = 0
     cancel_requested: bool = False
     deadline_passed: bool = False
     ended: bool = False
+    gone: bool = False  # out of memory, and nothing more is to be written of it here
     paused: bool = False
     handler_links: list[Link] = field(default_factory=list)
     journal: Journal = field(default_factory=Journal)
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    looking: bool = False
+    look_again: bool = False
     execution: "Execution | None" = None
     task: "asyncio.Task[None] | None" = None
     backoff: "asyncio.Future[None] | None" = None
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    timers: list[Timer] = field(default_factory=list)
     first_input: Callable[[], Any] | None = None
     progress: str | None = None
+    retrying: dict[str, dict[str, Any]] = field(default_factory=dict)
     _progress_write: "asyncio.Future[bool] | None" = None
 
     @classmethod
     def load(
-        cls, stored: StoredOperation, hosted: "HostedOperation", journal: Journal, store: Writer
+        cls,
+        stored: StoredOperation,
+        hosted: "HostedOperation",
+        journal: Journal,
+        mailbox: Mailbox,
+        store: Writer,
     ) -> "LiveOperation":
-        """Bring an operation back from its row and journal."""
+        """Bring an operation back from its row, its journal and what was said to it."""
         return cls(
             token=stored.token,
             hosted=hosted,
@@ -70,10 +83,12 @@ class LiveOperation:
             created_at=stored.created_at,
             store=store,
             epoch=stored.epoch,
+            wake_seq=stored.wake_seq,
             attempts=stored.attempts,
             cancel_requested=stored.cancel_requested_at is not None,
             handler_links=list(links_from_json(stored.handler_links)),
             journal=journal,
+            mailbox=mailbox,
             progress=stored.progress,
         )
 
@@ -100,6 +115,17 @@ class LiveOperation:
                     self._write_progress(self.progress)
 
         self._progress_write.add_done_callback(written)
+
+    def set_retrying(self, step: str, shown: dict[str, Any] | None) -> None:
+        """Show operators the step that waits for its next attempt, or that it is done."""
+        self.retrying.pop(step, None)
+        if shown is not None:
+            self.retrying[step] = shown
+        latest = next(reversed(self.retrying.values()), None)
+        write = self.store.write(
+            set_retrying(self.token, self.epoch, None if latest is None else json.dumps(latest))
+        )
+        write.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def add_link(self, link: Link) -> None:
         """Keep a link of the handler, once."""

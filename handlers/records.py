@@ -78,6 +78,7 @@ class OperationRecord(SQLModel, table=True):
     failure: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # a Failure as JSON
     error_detail: str | None = None  # for operators: the traceback behind a generic failure
     progress: str | None = None  # JSON
+    retrying: str | None = None  # JSON: the step that waits for its next attempt
     created_at: int = Field(sa_type=BigInteger)
     closed_at: int | None = Field(default=None, sa_type=BigInteger)
     expires_at: int | None = Field(default=None, sa_type=BigInteger)  # end of its retention

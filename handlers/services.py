@@ -16,6 +16,7 @@ from nexusrpc.handler._operation_handler import SyncOperationHandler
 from nexusrpc.handler._syncio import SyncOperationHandler as ThreadedSyncOperationHandler
 
 from handlers.durable import DurableOperationHandler
+from handlers.replay_safety import find_unsafe
 from nexus_spec import (
     InvalidWireValue,
     NexusError,
@@ -67,7 +68,8 @@ class ServiceRegistry:
 
     Raises:
         InvalidService: Something is no service handler instance, a name cannot be put into a
-            URL, or an endpoint has two services of one name.
+            URL, an endpoint has two services of one name, or a durable handler's code would take
+            another path when it is run again.
     """
 
     def __init__(self, endpoints: Mapping[str, Sequence[Any]]) -> None:
@@ -131,6 +133,8 @@ class ServiceRegistry:
         # In a fixed order: nexusrpc collects them in one that changes with every process.
         for name, definition in sorted(handler.service.operation_definitions.items()):
             operation_handler = handler.operation_handlers[name]
+            if isinstance(operation_handler, DurableOperationHandler):
+                _check_code(service, name, operation_handler)
             hosted = HostedOperation(
                 endpoint=endpoint,
                 service=service,
@@ -159,6 +163,12 @@ def _service_handler(instance: Any) -> ServiceHandler:
             f"{instance!r} is no service handler: decorate its class with "
             "@nexusrpc.handler.service_handler"
         ) from error
+
+
+def _check_code(service: str, operation: str, handler: DurableOperationHandler) -> None:
+    problem = find_unsafe(handler.run)
+    if problem is not None:
+        raise InvalidService(f"operation {service}/{operation} cannot be served: {problem}")
 
 
 def _kind(handler: OperationHandler[Any, Any]) -> Kind:

@@ -55,3 +55,10 @@ class EngineStats:
     """From the start to the end of recorded operations."""
     step: Histogram = field(default_factory=Histogram)
     """Steps, retries included."""
+    claimed: Counter[str] = field(default_factory=Counter)
+    """By reason: operations taken from the database. `due`: woken, or handed back; `lapsed`: their
+    process is gone; `own`: this process did not know of its own."""
+    poisoned: int = 0
+    """Operations paused because they lost their process again and again."""
+    expired: int = 0
+    """Operations deleted at the end of their retention."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import re
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.status import Status
 from rich.text import Text
 
 from clients import ClientError, NexusClient, RetryPolicy, StillRunning, Unreachable
+from gateway.commands.inputs import read_json_input
 from nexus_spec import InvalidWireValue, check_name, parse_duration
 
 EXIT_REFUSED = 3
@@ -70,7 +70,7 @@ def call(
     canceled, 6 it still runs after --wait, 7 the endpoint cannot be reached or does not speak
     the protocol, 2 wrong usage.
     """
-    data = _read_input(input_json, input_file)
+    data = read_json_input(input_json, input_file)
     try:
         check_name(service, "service")
         check_name(operation, "operation")
@@ -222,29 +222,3 @@ def _print_result(content: Content) -> None:
 
 def _say(errors: Console, text: str) -> None:
     errors.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _read_input(input_json: str | None, input_file: Path | None) -> bytes:
-    if input_json is not None and input_file is not None:
-        raise typer.BadParameter("give --input or --input-file, not both")
-    option = "--input" if input_file is None else "--input-file"
-    try:
-        if input_file is None:
-            data = (input_json or "").encode()
-        elif str(input_file) == "-":
-            data = sys.stdin.buffer.read()
-        else:
-            data = input_file.read_bytes()
-        if input_json is not None or input_file is not None:
-            json.loads(data.decode(), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise typer.BadParameter(f"{input_file}: {error.strerror}", param_hint=option) from error
-    except UnicodeError as error:
-        raise typer.BadParameter("not text in UTF-8", param_hint=option) from error
-    except (ValueError, RecursionError) as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from error
-    return data
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")

@@ -1,7 +1,9 @@
-"""`operations list|show|cancel|resume`: a gateway's operations, asked over its HTTP API."""
+"""`operations list|show|cancel|resume|signal`: a gateway's operations, asked over its HTTP API."""
 
 import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.commands.inputs import read_json_input
 from nexus_spec import NexusError, error_of_failure, parse_failure
 
 app = typer.Typer(no_args_is_help=True, help="Operations of a running gateway.")
@@ -109,18 +112,64 @@ def resume(token: Token, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     typer.echo("resumed")
 
 
+@app.command()
+def signal(
+    token: Token,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the handler waits for.")],
+    payload: Annotated[
+        str | None, typer.Option("--input", metavar="JSON", help="What the handler gets.")
+    ] = None,
+    payload_file: Annotated[
+        Path | None, typer.Option("--input-file", help="The same, from a file; - is stdin.")
+    ] = None,
+    dedupe_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="A repeated signal of this id counts once."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Tell a durable operation something that it waits for."""
+    body = read_json_input(payload, payload_file)
+    answer = request_api(
+        "POST",
+        url,
+        f"{_path_of(token)}/signals/{quote(name, safe='')}",
+        api_key,
+        body=body,
+        headers={} if dedupe_id is None else {"idempotency-key": dedupe_id},
+    )
+    typer.echo("was signaled before" if answer["duplicate"] else "signaled")
+
+
 def request_api(
-    method: str, url: str, path: str, api_key: str | None, params: Any = None
+    method: str,
+    url: str,
+    path: str,
+    api_key: str | None,
+    params: Any = None,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Make one request to the operators' API and return the answer's JSON.
 
     Raises:
         ApiCallFailed: The gateway cannot be reached, or refused the request.
     """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    sent = dict(headers or {})
+    if api_key:
+        sent["authorization"] = f"Bearer {api_key}"
+    if body is not None:
+        sent["content-type"] = "application/json"
     try:
         response = httpx.request(
-            method, f"{url.rstrip('/')}/api/v1{path}", params=params, headers=headers, timeout=30
+            method,
+            f"{url.rstrip('/')}/api/v1{path}",
+            params=params,
+            headers=sent,
+            content=body,
+            timeout=30,
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ApiCallFailed(

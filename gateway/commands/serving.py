@@ -52,7 +52,6 @@ def serve(
     ] = None,
 ) -> None:
     """Serve operations over the Nexus protocol."""
-    from callbacks.database import sqlite_path
     from gateway.api_keys import has_valid_key
     from gateway.app import create_app
     from gateway.logs import set_up_logs
@@ -80,17 +79,15 @@ def serve(
     for name in unknown_variables(os.environ):
         logger.warning("there is no such setting, so it is ignored: %s", name)
     # The database is only looked into: another gateway may serve it.
-    check_bind(settings, has_keys=has_valid_key(sqlite_path(settings.database)))
+    check_bind(settings, has_keys=has_valid_key(settings.database))
     run_server(create_app(services, endpoints=endpoints, settings=settings), settings)
 
 
 def check_config(config: Config = None, targets: Targets = None) -> None:
     """Check settings and targets, and say what would be served."""
-    from callbacks.database import sqlite_path
     from gateway.settings import unknown_variables
 
     settings = _settings(config, targets=targets or None)
-    sqlite_path(settings.database)
     for name in unknown_variables(os.environ):
         typer.echo(f"warning: there is no such setting, so it is ignored: {name}", err=True)
     lines = [
@@ -99,6 +96,11 @@ def check_config(config: Config = None, targets: Targets = None) -> None:
     ]
     for line in sorted(lines):
         typer.echo(line)
+    for name, remote in sorted(settings.remote_endpoints.items()):
+        # Without a public URL nobody can call back.
+        asked = settings.public_url is None or not remote.callbacks
+        how = "is asked for results" if asked else "calls back"
+        typer.echo(f"{name}: for handlers to call, at {remote.url} ({how})")
     if not lines:
         typer.echo("warning: there is nothing to serve yet: name a TARGET", err=True)
     typer.echo("the configuration is good")
@@ -130,12 +132,12 @@ def openapi(
 
 def migrate_database(config: Config = None, database: Database = None) -> None:
     """Create the database's schema, or bring it up to date."""
-    from callbacks.database import sqlite_path
+    from callbacks.database import shown_database
     from gateway.schema import migrate
 
-    settings = _settings(config, database=database)
-    path = sqlite_path(settings.database)
-    typer.echo(f"{path} has schema version {migrate(path)}")
+    url = _settings(config, database=database).database
+    version = migrate(url)
+    typer.echo(f"{shown_database(url)} has schema version {version}")
 
 
 def _settings(config: Path | None, **options: Any) -> "Settings":
@@ -151,6 +153,7 @@ def _load(settings: "Settings") -> tuple[list[Any], dict[str, list[Any]]]:
     endpoints = {
         name: [instance for target in endpoint.targets for instance in load_target(target)]
         for name, endpoint in settings.endpoints.items()
+        if endpoint.url is None
     }
     return services, endpoints
 

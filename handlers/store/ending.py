@@ -16,9 +16,20 @@ _bind = sa.bindparam
 
 RenderedCompletion = tuple[Sequence[tuple[str, str]], bytes]
 
-_MAY_END = Statement(sa.select(operation.c.token).where(fence))
+# Locked, so that nobody takes the operation over, or begins to watch it, between this and the end.
+_MAY_END = Statement(sa.select(operation.c.watched).where(fence).with_for_update(key_share=True))
 _MAY_END_ANY_EPOCH = Statement(
-    sa.select(operation.c.token).where(operation.c.token == _bind("token"), is_open)
+    sa.select(operation.c.watched)
+    .where(operation.c.token == _bind("token"), is_open)
+    .with_for_update(key_share=True)
+)
+_ENDED_BY_THIS = Statement(
+    sa.select(operation.c.token).where(
+        operation.c.token == _bind("token"),
+        operation.c.state == _bind("new_state"),
+        operation.c.closed_at == _bind("now"),
+        sa.or_(_bind("epoch").is_(None), operation.c.epoch == _bind("epoch")),
+    )
 )
 _END = Statement(
     sa.update(operation)
@@ -30,7 +41,10 @@ _END = Statement(
         failure=_bind("new_failure"),
         error_detail=_bind("new_detail"),
         pause_reason=None,
+        owner=None,
+        run_at=None,
         closed_at=_bind("now"),
+        expires_at=_bind("new_expires_at"),
     )
 )
 
@@ -47,9 +61,11 @@ class Finish:
     failure: bytes | None
     error_detail: str | None
     completion: RenderedCompletion
-    now: int
+    now: int  # no other end that this process gives to the operation has the same
+    retention_ms: int
     max_age_ms: int
     claim: bool
+    owner: str  # this process, which sends the deliveries where it claims them
 
     @property
     def subject(self) -> str | None:
@@ -59,8 +75,10 @@ class Finish:
     async def apply(self, tx: Transaction) -> list[Delivery] | None:
         """Return the deliveries to send now, or None where the operation is not ours to end."""
         mine = _MAY_END if self.epoch is not None else _MAY_END_ANY_EPOCH
-        if not await tx.fetch(mine, {"token": self.token, "epoch": self.epoch}):
-            return None
+        asked = {"token": self.token, "epoch": self.epoch}
+        rows = await tx.fetch(mine, asked)
+        if not rows:
+            return await self._after_lost_reply(tx)
         deliveries = await outbox.freeze(
             tx,
             self.token,
@@ -68,6 +86,7 @@ class Finish:
             now=self.now,
             max_age_ms=self.max_age_ms,
             claim=self.claim,
+            owner=self.owner,
         )
         await tx.execute(
             _END,
@@ -79,6 +98,23 @@ class Finish:
                 "new_failure": self.failure,
                 "new_detail": self.error_detail,
                 "now": self.now,
+                "new_expires_at": self.now + self.retention_ms,
             },
         )
+        if rows[0][0]:
+            await tx.notify("ended", self.token)
         return deliveries
+
+    async def _after_lost_reply(self, tx: Transaction) -> list[Delivery] | None:
+        """Return the deliveries of an earlier commit of this very end, whose reply was lost."""
+        ended = {
+            "token": self.token,
+            "epoch": self.epoch,
+            "new_state": self.state,
+            "now": self.now,
+        }
+        if not await tx.fetch(_ENDED_BY_THIS, ended):
+            return None
+        if not self.claim:
+            return []
+        return list(await outbox.frozen_by(tx, self.token, self.owner, self.now))

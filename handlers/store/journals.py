@@ -70,7 +70,10 @@ _APPEND = Statement(
             _bind("wake_at", type_=sa.BigInteger),
             operation.c.epoch,
             _bind("created_at", type_=sa.BigInteger),
-        ).where(fence),
+        )
+        .where(fence)
+        # Whoever takes the operation over waits for this, and then finds the entry.
+        .with_for_update(key_share=True, of=operation),
     ),
     or_ignore=True,
 )

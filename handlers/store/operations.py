@@ -46,6 +46,7 @@ class StoredOperation:
     failure: bytes | None
     error_detail: str | None
     progress: str | None
+    retrying: str | None
     created_at: int
     closed_at: int | None
 
@@ -67,18 +68,16 @@ BY_HANDLER_TOKEN = Statement(
 )
 # Literals: an IN list of values would be expanded anew at each run.
 is_open = operation.c.state.in_([sa.literal_column(f"'{state}'") for state in OPEN_STATES])
-OPEN_OPERATIONS = Statement(
-    sa.select(
-        operation.c.token,
-        operation.c.endpoint,
-        operation.c.service,
-        operation.c.operation,
-        operation.c.state,
-        operation.c.deadline_at,
-    )
-    .where(is_open)
-    .order_by(operation.c.token)
-)
+# What serves an operation, as one text for `.in_(listed("hosted"))`.
+_BETWEEN = "\x1f"
+hosted_as = operation.c.endpoint + _BETWEEN + operation.c.service + _BETWEEN + operation.c.operation
+
+
+def hosted_name(endpoint: str, service: str, operation: str) -> str:
+    """Return what `hosted_as` is for the operations of one handler."""
+    return _BETWEEN.join((endpoint, service, operation))
+
+
 COUNT_OPEN = Statement(
     sa.select(operation.c.state, sa.func.count()).where(is_open).group_by(operation.c.state)
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from callbacks.database import Statement, Transaction
 from handlers.records import State
 from handlers.store.fence import fence
-from handlers.store.operations import is_open, operation
+from handlers.store.operations import operation
 
 _bind = sa.bindparam
 
@@ -22,6 +23,7 @@ class Update:
     token: str
     epoch: int
     values: Mapping[str, Any]
+    channel: str | None = None  # whom to tell, with an empty payload
 
     @property
     def subject(self) -> str | None:
@@ -30,11 +32,12 @@ class Update:
 
     async def apply(self, tx: Transaction) -> bool:
         """Return False where the operation is no longer ours to write."""
-        return bool(
-            await tx.execute(
-                self.statement, {"token": self.token, "epoch": self.epoch, **self.values}
-            )
-        )
+        values = {"token": self.token, "epoch": self.epoch, **self.values}
+        if not await tx.execute(self.statement, values):
+            return False
+        if self.channel is not None:
+            await tx.notify(self.channel, "")
+        return True
 
 
 def _fenced_update(**values: Any) -> Statement:
@@ -46,8 +49,11 @@ _SET_LINKS = _fenced_update(handler_links=_bind("new_links"))
 _SET_ATTEMPTS = _fenced_update(
     attempts=_bind("new_attempts"), run_at=_bind("new_run_at"), error_detail=_bind("new_detail")
 )
-_PAUSE = _fenced_update(state=State.PAUSED.value, pause_reason=_bind("new_reason"))
-_HAND_BACK = _fenced_update(state=State.READY.value)
+_SET_RETRYING = _fenced_update(retrying=_bind("new_retrying"))
+_PAUSE = _fenced_update(
+    state=State.PAUSED.value, owner=None, run_at=None, pause_reason=_bind("new_reason")
+)
+_HAND_BACK = _fenced_update(state=State.READY.value, owner=None, run_at=_bind("now"))
 _STARTED_BY_HANDLER = _fenced_update(
     handler_token=_bind("new_handler_token"), handler_links=_bind("new_links")
 )
@@ -73,14 +79,19 @@ def set_attempts(token: str, epoch: int, attempts: int, run_at: int, detail: str
     )
 
 
+def set_retrying(token: str, epoch: int, retrying: str | None) -> Update:
+    """Show which step is waiting for its next attempt (JSON)."""
+    return Update(_SET_RETRYING, token, epoch, {"new_retrying": retrying})
+
+
 def pause(token: str, epoch: int, reason: str) -> Update:
     """Stop an operation until an operator has had a look."""
     return Update(_PAUSE, token, epoch, {"new_reason": reason})
 
 
-def hand_back(token: str, epoch: int) -> Update:
-    """Give an operation up for another process, or the next one, to continue."""
-    return Update(_HAND_BACK, token, epoch, {})
+def hand_back(token: str, epoch: int, now: int) -> Update:
+    """Give an operation up for another process, or the next one, to continue at once."""
+    return Update(_HAND_BACK, token, epoch, {"now": now}, channel="due")
 
 
 def started_by_handler(token: str, epoch: int, handler_token: str, links: str) -> Update:
@@ -93,25 +104,68 @@ def started_by_handler(token: str, epoch: int, handler_token: str, links: str) -
     )
 
 
-_REQUEST_CANCEL = Statement(
+_SUSPEND = Statement(
     sa.update(operation)
-    .where(operation.c.token == _bind("token"), is_open)
-    .values(cancel_requested_at=sa.func.coalesce(operation.c.cancel_requested_at, _bind("now")))
+    .where(fence, operation.c.wake_seq == _bind("seen_wake_seq"))
+    .values(state=State.READY.value, owner=None, run_at=_bind("new_run_at"))
+)
+_AFTER_SUSPEND = Statement(
+    sa.select(operation.c.state).where(
+        operation.c.token == _bind("token"), operation.c.epoch == _bind("epoch")
+    )
 )
 
 
+class Suspended(Enum):
+    """What became of a suspension."""
+
+    DONE = auto()  # the operation is in nobody's memory
+    WOKEN = auto()  # something happened to it that this process has not seen
+    LOST = auto()  # it is no longer ours
+
+
 @dataclass(frozen=True, slots=True)
-class RequestCancel:
-    """Note that a caller wants an operation canceled."""
+class Suspend:
+    """Take an operation out of memory, unless something happened to it from outside.
+
+    Args:
+        token: The operation.
+        epoch: The claim under which it runs.
+        run_at: When it is to be taken up again, whatever happens (milliseconds since 1970).
+        wake_seq: What this process has seen of what happened to it.
+    """
 
     token: str
-    now: int
+    epoch: int
+    run_at: int | None
+    wake_seq: int
 
     @property
     def subject(self) -> str | None:
         """The operation."""
         return self.token
 
-    async def apply(self, tx: Transaction) -> bool:
-        """Return False where the operation has ended."""
-        return bool(await tx.execute(_REQUEST_CANCEL, {"token": self.token, "now": self.now}))
+    async def apply(self, tx: Transaction) -> Suspended:
+        """Return whether the operation is out of memory now, and why not."""
+        values = {
+            "token": self.token,
+            "epoch": self.epoch,
+            "new_run_at": self.run_at,
+            "seen_wake_seq": self.wake_seq,
+        }
+        if await tx.execute(_SUSPEND, values):
+            return Suspended.DONE
+        for (state,) in await tx.fetch(_AFTER_SUSPEND, values):
+            if state == State.RUNNING:
+                return Suspended.WOKEN
+            if state == State.READY:
+                return Suspended.DONE  # a commit that failed was one all the same
+        return Suspended.LOST
+
+
+LOOK = Statement(
+    sa.select(
+        operation.c.epoch, operation.c.state, operation.c.wake_seq, operation.c.cancel_requested_at
+    ).where(operation.c.token == _bind("token"))
+)
+"""What may have happened to a running operation from outside."""

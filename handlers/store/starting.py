@@ -27,6 +27,7 @@ _BY_REQUEST = Statement(
 
 _START_COLUMNS = (
     "token",
+    "owner",
     "endpoint",
     "service",
     "operation",
@@ -77,13 +78,17 @@ class RecordStart:
 
     async def apply(self, tx: Transaction) -> StoredOperation | None:
         """Return None for a new operation, or the one that has the request id."""
-        if await tx.execute(_INSERT, self.values):
-            if self.registration is not None:
-                await outbox.register_first(
-                    tx, self.values["token"], self.registration, self.values["created_at"]
-                )
-            return None
-        return read_operation((await tx.fetch(_BY_REQUEST, self.values))[0])
+        while not await tx.execute(_INSERT, self.values):
+            if rows := await tx.fetch(_BY_REQUEST, self.values):
+                known = read_operation(rows[0])
+                # A commit that failed may have been one all the same; nobody claimed it since.
+                return None if known.token == self.values["token"] and known.epoch == 1 else known
+            # It was deleted between the two statements: the request id is free again.
+        if self.registration is not None:
+            await outbox.register_first(
+                tx, self.values["token"], self.registration, self.values["created_at"]
+            )
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,12 @@ class ForgetStart:
             await outbox.forget(tx, self.token)
 
 
-_STATE_OF = Statement(sa.select(operation.c.state).where(operation.c.token == _bind("token")))
+# Locked, so that the operation does not end, or is deleted, before the callback is committed.
+_STATE_OF = Statement(
+    sa.select(operation.c.state)
+    .where(operation.c.token == _bind("token"))
+    .with_for_update(key_share=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,7 @@ class AddCallback:
     now: int
     completion: RenderedCompletion | None
     max_age_ms: int
+    owner: str  # this process, which sends what is frozen
 
     @property
     def subject(self) -> str | None:
@@ -134,7 +145,10 @@ class AddCallback:
         Raises:
             ValueError: The operation has as many callbacks as it may have.
         """
-        ended = State((await tx.fetch(_STATE_OF, {"token": self.token}))[0][0]).ended
+        rows = await tx.fetch(_STATE_OF, {"token": self.token})
+        if not rows:
+            return None  # its retention ended this moment
+        ended = State(rows[0][0]).ended
         if ended and self.completion is None:
             return None
         if not await outbox.register(tx, self.token, self.registration, self.now) or not ended:
@@ -147,4 +161,5 @@ class AddCallback:
             now=self.now,
             max_age_ms=self.max_age_ms,
             claim=True,
+            owner=self.owner,
         )

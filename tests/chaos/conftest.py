@@ -1,7 +1,7 @@
 """What the tests work with: a gateway that they kill, and its answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,22 @@ PATIENCE_SECONDS = 60.0
 class Crashing:
     """One gateway over one file, on one port, through any number of processes."""
 
-    def __init__(self, database: Path) -> None:
+    def __init__(
+        self,
+        database: Path,
+        target: str = TARGET,
+        *options: str,
+        port: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.database = database
+        self._target = target
+        self._options = options
+        self._env = dict(env or {})
         self.folder = database.parent  # where the steps leave their lines
         self.process: GatewayProcess | None = None
         self.base_url = ""
-        self._port = 0
+        self._port = port
         self._http = httpx.AsyncClient()
         self._nexus: NexusClient | None = None
 
@@ -37,10 +47,11 @@ class Crashing:
             await self.kill9()  # it may have ended already; its log is closed then
         self.process = await asyncio.to_thread(
             GatewayProcess.start,
-            TARGET,
+            self._target,
             self.database,
             "--allow-private-callbacks",
-            env=env,
+            *self._options,
+            env={**self._env, **env},
             port=self._port,
         )
         self.base_url, self._port = self.process.base_url, self.process.port

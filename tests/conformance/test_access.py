@@ -127,7 +127,7 @@ def bearer(secret: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     database = tmp_path_factory.mktemp("keyed") / "nexus.db"
-    keys = ApiKeys(database)
+    keys = ApiKeys(f"sqlite:///{database}")
     secrets = [
         keys.create(name, role)[1]
         for name, role in (("alice", Role.CALL), ("bob", Role.CALL), ("ops", Role.OPERATE))

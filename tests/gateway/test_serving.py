@@ -162,8 +162,8 @@ def test_nothing_to_serve_is_refused(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("postgresql://nexus:secret@db/nexus", "PostgreSQL is not supported by this version"),
-        ("postgres://nexus:secret@db/nexus", "PostgreSQL is not supported by this version"),
+        ("postgresql://nexus:secret@127.0.0.1:1/nexus", "cannot connect to PostgreSQL at 127."),
+        ("postgres://nexus:secret@127.0.0.1:x/nexus", "use postgresql://USER:PASSWORD@HOST:PORT/"),
         ("sqlite:///:memory:", "an in-memory database would lose every operation"),
         ("sqlite:///", "an in-memory database would lose every operation"),
         ("sqlite://", "is not a database URL; use sqlite:///"),
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(
 
 
 def test_a_damaged_database_is_refused(refused: Refused, folder: Path) -> None:
-    migrate(folder / "nexus.db")
+    migrate("sqlite:///nexus.db")
     data = bytearray((folder / "nexus.db").read_bytes())
     data[16:] = os.urandom(len(data) - 16)
     (folder / "nexus.db").write_bytes(data)
@@ -198,7 +198,7 @@ def test_a_damaged_database_is_refused(refused: Refused, folder: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(refused: Refused, folder: Path) -> None:
-    version = migrate(folder / "nexus.db")
+    version = migrate("sqlite:///nexus.db")
     with sqlite3.connect(folder / "nexus.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()

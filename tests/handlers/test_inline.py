@@ -118,6 +118,7 @@ async def test_middleware_wraps_every_handler(open_world: OpenWorld) -> None:
         ServiceRegistry({"default": [Work()]}),
         world.database,
         world.delivery,
+        lease=world.lease,
         middleware=[Named("outer"), Named("inner")],
     )
     assert value_of(await engine.start(world.request("echo", "x"))) == "x"

@@ -113,8 +113,9 @@ async def test_a_step_gives_its_decoded_record_the_first_time_as_on_replay(
 
     world = await open_world(work(body))
     token = await world.start("run")
-    await world.waits_at(token, "it#1")
+    await until(lambda: len(results) == 1)
     await world.reopen()
+    await until(lambda: len(results) == 2)
     gate.set()
     await world.result(token)
     assert results == [seen, seen]
@@ -239,7 +240,9 @@ async def test_another_kind_of_call_pauses_the_operation(open_world: OpenWorld) 
     steps = False
     await world.reopen()
     reason = await world.paused(token)
-    assert reason == "the journal has a step under 'sleep#1', the code now asks for a timer"
+    assert reason == (
+        "the journal has step 'sleep#1' at this place, the code now asks for timer 'sleep#1'"
+    )
 
 
 async def test_a_result_that_does_not_fit_its_type_pauses(open_world: OpenWorld) -> None:

@@ -40,7 +40,11 @@ async def test_a_trace_goes_from_the_caller_to_the_completion(open_world: OpenWo
     tracing = Tracing(provider.get_tracer("test"))
     assert tracing.enabled
     engine = Engine(
-        ServiceRegistry({"default": [work(body)]}), world.database, world.delivery, tracing=tracing
+        ServiceRegistry({"default": [work(body)]}),
+        world.database,
+        world.delivery,
+        lease=world.lease,
+        tracing=tracing,
     )
     request = world.request("run", callback=callback(), headers={"traceparent": TRACEPARENT})
     answer = await engine.start(request)

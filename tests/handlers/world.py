@@ -14,16 +14,21 @@ from typing import Any, TypeVar
 
 from nexusrpc import Content, HandlerError, Link, OperationError
 
-from callbacks.database import SqliteDatabase, Write
+from callbacks.database import Database, SqliteDatabase, Write
 from callbacks.delivery import DeliveryService, DeliverySettings
-from callbacks.outbox import CALLBACKS_OF, Registration
+from callbacks.delivery_queries import CALLBACKS_OF
+from callbacks.leases import Lease
+from callbacks.outbox import Registration
 from clients.sender import SentResponse
 from gateway.schema import migrate
+from handlers.clock import Clock
 from handlers.engine import Engine, EngineSettings
+from handlers.outgoing_calls import OutgoingCalls
 from handlers.requests import OperationKey, Outcome, Started, StartRequest, Succeeded
 from handlers.services import ServiceRegistry
 from handlers.store.journals import LOAD_JOURNAL, AppendJournal, JournalEntry, read_entry
 from handlers.store.operations import LOAD, StoredOperation, read_operation
+from handlers.store.signals import Received, RecordSignal
 from nexus_spec import Headers, PayloadSerializer
 
 T = TypeVar("T")
@@ -33,11 +38,13 @@ T = TypeVar("T")
 def _fresh_database() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fresh.db"
-        migrate(path)
+        migrate(f"sqlite:///{path}")
         return path.read_bytes()
 
 
 SERIALIZER = PayloadSerializer()
+IN_MEMORY = EngineSettings(suspend_after_seconds=1e9)
+"""What waits stays in memory, so that every restart runs it again at once."""
 _numbers = itertools.count(1)
 
 
@@ -116,6 +123,7 @@ class MortalDatabase(SqliteDatabase):
         self.dead = asyncio.Event()
         self.last: asyncio.Future[Any] | None = None
         self.refuses: Callable[[Write[Any]], Exception | None] = lambda write: None
+        self.loses_reply: Callable[[Write[Any]], bool] = lambda write: False
         self._last_is_written = last_is_written
 
     def write(self, write: Write[T]) -> asyncio.Future[T]:
@@ -133,7 +141,11 @@ class MortalDatabase(SqliteDatabase):
                     self.last = super().write(write)
                 return nobody
             self.entries -= 1
-        return super().write(write)
+        written = super().write(write)
+        if not self.loses_reply(write):
+            return written
+        written.add_done_callback(lambda _: nobody.set_exception(OSError("connection reset")))
+        return nobody
 
 
 @dataclass
@@ -142,12 +154,15 @@ class World:
 
     path: Path
     services: Sequence[Any]
-    settings: EngineSettings = field(default_factory=EngineSettings)
+    settings: EngineSettings = field(default_factory=lambda: IN_MEMORY)
     delivery_settings: DeliverySettings = field(default_factory=DeliverySettings)
     sender: FakeSender = field(default_factory=FakeSender)
     now: Callable[[], int] | None = None
+    clock: Clock = field(default_factory=Clock)
+    outgoing: Callable[[Database], OutgoingCalls] | None = None
     engine: Engine = field(init=False)
     database: MortalDatabase = field(init=False)
+    lease: Lease = field(init=False)
     delivery: DeliveryService = field(init=False)
     is_open: bool = False
 
@@ -157,16 +172,26 @@ class World:
             self.path.write_bytes(_fresh_database())
         self.database = MortalDatabase(self.path, entries, last_is_written=last_is_written)
         options: dict[str, Any] = {} if self.now is None else {"now": self.now}
+        self.lease = Lease(self.database)
         self.delivery = DeliveryService(
-            self.database, self.sender, self.delivery_settings, draw=lambda: 0.5, **options
+            self.database,
+            self.sender,
+            self.delivery_settings,
+            lease=self.lease,
+            draw=lambda: 0.5,
+            **options,
         )
         self.engine = Engine(
             ServiceRegistry({"default": self.services}),
             self.database,
             self.delivery,
+            lease=self.lease,
             settings=self.settings,
+            clock=self.clock,
+            outgoing=None if self.outgoing is None else self.outgoing(self.database),
         )
         self.is_open = True
+        await self.lease.open()
         await self.delivery.open()
         await self.engine.open()
 
@@ -175,30 +200,26 @@ class World:
         self.is_open = False
         await self.engine.close(drain_seconds)
         await self.delivery.close(drain_seconds)
+        await self.lease.close()
         self.database.close()
 
     async def kill(self) -> None:
         """End the process as SIGKILL does: nothing more is written, no code gets a chance."""
         self.is_open = False
         self.database.dead.set()
-        runner = self.engine._runner
-        operations = list(runner._live.values())
-        tasks = [operation.task for operation in operations if operation.task is not None]
-        for operation in operations:
-            if operation.execution is not None:
-                operation.execution.leave()
+        engine, runner = self.engine, self.engine._runner
         runner._draining = True
-        if self.engine._recovery is not None:
-            tasks.append(self.engine._recovery)
+        runner.abandon_all()
+        tasks: list[asyncio.Task[Any]] = [*runner._tasks, *runner._runs.forced]
+        if engine._claimer._task is not None:
+            tasks.append(engine._claimer._task)
         tasks += self.delivery._tasks
-        if self.delivery._poller is not None:
-            tasks.append(self.delivery._poller)
+        tasks += self.delivery._own_tasks
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.engine._deadlines.close()
-        self.engine._handler_threads.close()
-        self.engine._step_threads.shutdown(wait=False, cancel_futures=True)
+        engine._handler_threads.close()
+        engine._step_threads.shutdown(wait=False, cancel_futures=True)
         self.database.close()
 
     async def reopen(self, entries: int | None = None, *, last_is_written: bool = False) -> None:
@@ -210,14 +231,7 @@ class World:
 
     def request(self, operation: str, value: Any = None, **more: Any) -> StartRequest:
         """Return a start request of service `Work`."""
-        content = SERIALIZER.serialize(value)
-        defaults: dict[str, Any] = {
-            "key": key(operation),
-            "request_id": f"r{next(_numbers)}",
-            "body": content.data,
-            "content_headers": dict(content.headers),
-        }
-        return StartRequest(**{**defaults, **more})
+        return request(operation, value, **more)
 
     async def start(self, operation: str, value: Any = None, **more: Any) -> str:
         """Start a durable or custom operation and return its token."""
@@ -276,6 +290,25 @@ class World:
         await until_found(is_paused)
         return (await self.stored(token)).pause_reason or ""
 
+    async def suspended(self, token: str) -> StoredOperation:
+        """Wait until the operation waits out of memory; return its row."""
+
+        async def is_suspended() -> bool:
+            stored = await self.stored(token)
+            return stored.state == "ready" and not self.engine._runner.is_live(token)
+
+        await until_found(is_suspended)
+        return await self.stored(token)
+
+    async def signal(
+        self, token: str, name: str, payload: Any = None, dedupe_id: str | None = None
+    ) -> Received:
+        """Tell the operation something."""
+        dedupe_id = f"s{next(_numbers)}" if dedupe_id is None else dedupe_id
+        data = SERIALIZER.serialize(payload).data or b"null"
+        signal = RecordSignal(token, name, dedupe_id, data, self.clock.now_ms())
+        return await self.database.write(signal)
+
     async def delivered(self, token: str) -> None:
         """Wait until every callback is delivered."""
 
@@ -288,6 +321,18 @@ class World:
         """Cancel as the caller does."""
         stored = await self.stored(token)
         await self.engine.cancel(key(stored.operation), token, {})
+
+
+def request(operation: str, value: Any = None, **more: Any) -> StartRequest:
+    """Return a start request of service `Work`, with a request id of its own."""
+    content = SERIALIZER.serialize(value)
+    defaults: dict[str, Any] = {
+        "key": key(operation),
+        "request_id": f"r{next(_numbers)}",
+        "body": content.data,
+        "content_headers": dict(content.headers),
+    }
+    return StartRequest(**{**defaults, **more})
 
 
 def key(operation: str) -> OperationKey:

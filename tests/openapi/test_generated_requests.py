@@ -28,6 +28,7 @@ WITH_A_TOKEN = [
     "cancelOperationAsOperator",
     "resumeOperation",
     "completeOperation",
+    "signalOperation",
 ]
 
 

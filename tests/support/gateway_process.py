@@ -59,21 +59,23 @@ class GatewayProcess:
     def start(
         cls,
         target: str | Sequence[str],
-        database: Path,
+        database: Path | str,
         *options: str,
         env: Mapping[str, str] | None = None,
         port: int = 0,
         cwd: Path = REPOSITORY,
+        command: Sequence[str] = (str(COMMAND),),
     ) -> Self:
         """Start a gateway and wait until it listens.
 
         Args:
             target: `MODULE:ATTRIBUTE` or `FILE:ATTRIBUTE`; several as a sequence.
-            database: The path of the SQLite file.
+            database: The path of a SQLite file, or a URL.
             *options: More options of `serve`, such as `--allow-private-callbacks`.
             env: Environment variables besides this process's own.
             port: 0 for a free one; a number to come back on the address of an earlier process.
             cwd: The working directory; the repository's root by default.
+            command: What is run, with the arguments of `nexus-gateway` added.
 
         Raises:
             GatewayNotStarted: It ended, or did not listen within 30 s.
@@ -82,13 +84,13 @@ class GatewayProcess:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("NEXUS_GATEWAY_")}
         process = subprocess.Popen(
             [
-                str(COMMAND),
+                *command,
                 "serve",
                 *targets,
                 "--port",
                 str(port),
                 "--database",
-                f"sqlite:///{database}",
+                database if isinstance(database, str) else f"sqlite:///{database}",
                 *options,
             ],
             cwd=cwd,
@@ -201,9 +203,9 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(app: Starlette) -> AsyncIterator[Served]:
+async def served(app: Starlette, *, port: int = 0) -> AsyncIterator[Served]:
     """Serve an app of `gateway.create_app` with uvicorn on this event loop and a real socket."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
         app, http=Http1Protocol, ws="none", lifespan="off", log_config=None, access_log=False
     )
@@ -219,6 +221,13 @@ async def served(app: Starlette) -> AsyncIterator[Served]:
                 server.should_exit = True
                 server.force_exit = True
                 await serving
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, for who has to know its address before it serves."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 class _Server(uvicorn.Server):

@@ -1,0 +1,43 @@
+"""Replicas are killed and stopped, and the database restarted, under load: promises are kept."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gateway.schema import migrate
+from tests.chaos.campaign import MOST_REPEATED, Plan, Report, run
+from tests.support.postgres import PostgresServer
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(240)]
+
+# When what happens, and to whom; another seed is another story.
+SEED = int(os.environ.get("CHAOS_SEED", "20261122"))
+
+SEVERAL = Plan(seed=SEED, seconds=45, operations=2000, replicas=3, kills=6, freezes=3, restarts=2)
+ONE = Plan(seed=SEED, seconds=20, operations=700, replicas=1, kills=3, freezes=1)
+
+
+async def test_several_replicas_on_postgresql(tmp_path: Path) -> None:
+    # A server of its own: to restart one under other tests would be another campaign.
+    with PostgresServer.start() as server:
+        report = await run(SEVERAL, server.fresh_database(), tmp_path, server)
+    assert_kept(report)
+
+
+async def test_one_process_on_sqlite(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'campaign.db'}"
+    migrate(url)
+    assert_kept(await run(ONE, url, tmp_path))
+
+
+def assert_kept(report: Report) -> None:
+    plan = report.plan
+    assert not report.violations, report.text()
+    assert report.settled, report.text()
+    happened = Counter(fault.kind for fault in report.evidence.faults)
+    assert happened == +Counter(kill=plan.kills, freeze=plan.freezes, restart=plan.restarts)
+    assert len(report.evidence.operations) == plan.operations
+    assert report.repeated_share < MOST_REPEATED, report.text()
+    assert set(report.exit_codes) == {0}, report.text()
