@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import cast
 from dataclasses import dataclass
 
 from callbacks.database import Database, DatabaseClosed
@@ -138,7 +139,6 @@ class DurableRunner:
                 operation.timers.append(timer)
         operation.task = self._loop.create_task(self._keep_running(operation))
         self._tasks.add(operation.task)
-        operation.task.add_done_callback(self._tasks.discard)
 
     async def take_up(self, stored: StoredOperation, hosted: HostedOperation) -> None:
         """Run an operation whose claim is committed; `stored` is what the claim returned."""
@@ -253,6 +253,8 @@ class DurableRunner:
             if self._live.get(operation.token) is operation:
                 del self._live[operation.token]
             operation.forget_timers()
+            # Not by a callback of the task: each is a turn of the loop, for every operation.
+            self._tasks.discard(cast("asyncio.Task[None]", operation.task))
 
     def _deadline_passed(self, operation: LiveOperation) -> None:
         operation.deadline_passed = True

@@ -58,6 +58,19 @@ class Execution:
         unawaited: The calls of the context that the handler has made and not yet awaited.
     """
 
+    __slots__ = (
+        "_interruption",
+        "_journal",
+        "_presence",
+        "_scopes",
+        "_steps",
+        "_suspension",
+        "_waits",
+        "identity",
+        "recorder",
+        "unawaited",
+    )
+
     def __init__(
         self,
         identity: Identity,
@@ -223,7 +236,8 @@ class Execution:
                 the call.
         """
         presence = self._presence
-        presence.check()
+        if presence.closed:
+            raise LeftMemory
         presence.calls += 1
         scope, key = self._scopes.begin_call(name)
         recorded = False

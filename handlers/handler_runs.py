@@ -146,7 +146,8 @@ class HandlerRuns:
         return result
 
     def _new_execution(self, operation: LiveOperation) -> Execution:
-        operation.mailbox.forget_consumed(operation.journal)
+        if operation.journal:
+            operation.mailbox.forget_consumed(operation.journal)
         host = _Host(self, operation)
         execution = host.execution = Execution(
             Identity(operation.token, operation.epoch, operation.created_at),
@@ -302,6 +303,8 @@ class HandlerRuns:
 
 class _Host:
     """Where one operation goes when its run leaves memory."""
+
+    __slots__ = ("_operation", "_run_at", "_runs", "execution")
 
     execution: Execution
 

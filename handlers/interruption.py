@@ -35,6 +35,21 @@ class Interruption:
         is_due: The handler is to be told, also where that could not be recorded yet.
     """
 
+    __slots__ = (
+        "_cancelled_again",
+        "_halts",
+        "_on_interrupted",
+        "_overdue",
+        "_presence",
+        "_recorder",
+        "_settling",
+        "_write",
+        "interrupted",
+        "is_due",
+        "pending",
+        "where",
+    )
+
     def __init__(
         self, presence: Presence, recorder: Recorder, on_interrupted: Callable[[], None]
     ) -> None:

@@ -26,11 +26,18 @@ class Expected:
 class Mailbox:
     """Messages in the order in which they came; each goes to the first that waits for it."""
 
+    __slots__ = (
+        "_expected",
+        "_taken",
+        "_waiting",
+    )
+
     def __init__(self, signals: Iterable[StoredSignal] = ()) -> None:
         self._waiting: dict[int, StoredSignal] = {}
         self._taken: set[int] = set()
         self._expected: list[Expected] = []
-        self.deliver(signals)
+        if signals:
+            self.deliver(signals)
 
     def __len__(self) -> int:
         return len(self._waiting)

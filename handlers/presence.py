@@ -32,6 +32,24 @@ class Presence:
         gathering: The tasks that wait in `ctx.gather`, and for which others.
     """
 
+    __slots__ = (
+        "_held",
+        "_holding",
+        "_leaving",
+        "_waits",
+        "calls",
+        "clock",
+        "closed",
+        "diverged",
+        "durable",
+        "gathering",
+        "hindered",
+        "left",
+        "loop",
+        "steps",
+        "task",
+    )
+
     def __init__(self, task: "asyncio.Task[Any]", clock: Clock) -> None:
         self.task = task
         self.clock = clock
@@ -110,6 +128,11 @@ class Presence:
     def waiters(self) -> "set[asyncio.Task[Any]]":
         """The tasks of the handler that wait in calls of the context, for whatever it is."""
         return {task for task in self._waits.values() if task is not None}
+
+    @property
+    def waking(self) -> bool:
+        """Whether a wait has ended whose task has not gone on yet."""
+        return any(wait.done() for wait in self._waits)
 
     async def until(self, wait: asyncio.Future[None]) -> None:
         """Wait for a future of the caller's own, which leaving cancels.

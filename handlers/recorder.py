@@ -29,6 +29,15 @@ class Recorder:
         owed: What is queued without anybody waiting for it.
     """
 
+    __slots__ = (
+        "_epoch",
+        "_presence",
+        "_store",
+        "journal",
+        "owed",
+        "token",
+    )
+
     def __init__(
         self, token: str, epoch: int, journal: Journal, store: Writer, presence: Presence
     ) -> None:
@@ -72,7 +81,8 @@ class Recorder:
             LeftMemory: The operation is no longer ours to write.
         """
         while True:
-            self._presence.check()
+            if self._presence.closed:
+                raise LeftMemory
             try:
                 # Shielded: a cancel that arrives now must not lose what is being recorded.
                 ours = await asyncio.shield(self.append_soon(entry))

@@ -43,7 +43,7 @@ class OperationRecord(SQLModel, table=True):
         partial_index(
             "operation_deadline",
             "deadline_at",
-            where="state IN ('ready', 'running', 'paused') AND deadline_at IS NOT NULL",
+            where="closed_at IS NULL AND deadline_at IS NOT NULL",
         ),
         partial_index("operation_expiry", "expires_at", where="expires_at IS NOT NULL"),
     )

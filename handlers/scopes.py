@@ -54,6 +54,12 @@ class Scopes:
         recorded: The calls of earlier runs, by scope.
     """
 
+    __slots__ = (
+        "_recorded",
+        "branches",
+        "root",
+    )
+
     def __init__(
         self,
         task: "asyncio.Task[Any]",

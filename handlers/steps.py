@@ -103,6 +103,14 @@ class StepSettings:
 class Steps:
     """Runs the steps of one handler."""
 
+    __slots__ = (
+        "_presence",
+        "_recorder",
+        "_retries",
+        "_settings",
+        "on_idle",
+    )
+
     def __init__(
         self, presence: Presence, recorder: Recorder, settings: StepSettings, retries: Retries
     ) -> None:

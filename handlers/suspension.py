@@ -51,6 +51,18 @@ class Suspension:
             something from outside, which often comes at once.
     """
 
+    __slots__ = (
+        "_after_seconds",
+        "_branches",
+        "_host",
+        "_idle_since",
+        "_interruption",
+        "_later",
+        "_looking",
+        "_presence",
+        "_recorder",
+    )
+
     def __init__(
         self,
         presence: Presence,
@@ -112,6 +124,8 @@ class Suspension:
         if (
             presence.closed
             or presence.steps > 0
+            # What has come counts as seen already: nobody would be woken by it again.
+            or presence.waking
             or self._interruption.is_due
             or not presence.durable
         ):

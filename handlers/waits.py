@@ -26,6 +26,13 @@ class Waits:
         suspension: Told of waits that may be long.
     """
 
+    __slots__ = (
+        "_mailbox",
+        "_presence",
+        "_recorder",
+        "_suspension",
+    )
+
     def __init__(
         self, presence: Presence, recorder: Recorder, mailbox: Mailbox, suspension: Suspension
     ) -> None:

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from callbacks.database import Statement, listed
 from callbacks.leases import live_replicas
 from handlers.records import State
-from handlers.store.operations import COLUMNS, hosted_as, is_open, operation
+from handlers.store.operations import COLUMNS, hosted_as, operation
 
 _bind = sa.bindparam
 
@@ -25,7 +25,8 @@ _nobody_runs_it = sa.or_(
         _is_overdue,
     ),
 )
-_has_deadline = sa.and_(is_open, operation.c.deadline_at.is_not(None))
+# As the index says it: by state a planner would look at all that have not ended.
+_has_deadline = sa.and_(operation.c.closed_at.is_(None), operation.c.deadline_at.is_not(None))
 
 PAST_DEADLINE = Statement(
     sa.select(*COLUMNS)

@@ -18,6 +18,7 @@ from handlers.requests import OperationKey, StartRequest, Succeeded
 from handlers.services import DEFAULT_ENDPOINT, ServiceRegistry
 from handlers.store.journals import JournalEntry
 from handlers.store.operations import LOAD, StoredOperation, read_operation
+from handlers.testing.calls import Answers, FakeEndpoints
 from handlers.testing.clock import DEFAULT_NOW, FakeClock
 from handlers.testing.conductor import Conductor
 from handlers.testing.errors import NeverReached, Stuck
@@ -60,6 +61,9 @@ class TestGateway:
         crash_after: Keys such as `charge#1`. As soon as one is recorded its operation's process
             is lost, and another takes the operation up: once for each operation and key.
         crash_before: Likewise, with the step done and not yet recorded; it is done again.
+        calls: What answers `ctx.call`: for each endpoint and operation a function of the input,
+            such as `{"shipping": {"book": lambda order: {"id": 1}}}`. It may be `async`, and may
+            raise `OperationError` or `HandlerError`. What is sent again is answered as before.
         settings: The engine's bounds.
         patience: How many seconds of real time something may take before the test gives up.
 
@@ -82,6 +86,7 @@ class TestGateway:
         always_replay: bool = False,
         crash_after: str | Iterable[str] = (),
         crash_before: str | Iterable[str] = (),
+        calls: Answers | None = None,
         settings: EngineSettings | None = None,
         patience: float = 10.0,
     ) -> None:
@@ -94,6 +99,7 @@ class TestGateway:
             crash_after=keys_of(crash_after),
             always_replay=always_replay,
         )
+        self._calls = FakeEndpoints(calls or {}, self.serializer)
         self._conductor = Conductor(self.clock, patience)
         self._names = ServiceNames()
         self._request_ids = count(1)
@@ -142,7 +148,7 @@ class TestGateway:
 
     async def _open(self) -> None:
         self._process = self._conductor.stage = Process(
-            self._path, self._services, self._settings, self.clock, self._faults
+            self._path, self._services, self._settings, self.clock, self._faults, self._calls
         )
         await self._process.open()
 

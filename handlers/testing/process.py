@@ -19,9 +19,11 @@ from callbacks.database import (
 )
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery
+from callbacks.signing_keys import CALLS, SigningKeys
 from handlers.awaiting import rests
 from handlers.engine import Engine, EngineSettings
 from handlers.live_operation import LiveOperation
+from handlers.outgoing_calls import OutgoingCalls
 from handlers.presence import Presence
 from handlers.records import State
 from handlers.services import ServiceRegistry
@@ -29,6 +31,7 @@ from handlers.store.fence import fence
 from handlers.store.journals import AppendJournal
 from handlers.store.operations import is_open, operation
 from handlers.store.running import hand_back
+from handlers.testing.calls import FakeEndpoints
 from handlers.testing.clock import FakeClock
 from handlers.testing.faults import Faults
 
@@ -138,6 +141,7 @@ class Process:
         settings: The engine's bounds.
         clock: The time.
         faults: What is to go wrong.
+        calls: What answers calls to other endpoints.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class Process:
         settings: EngineSettings,
         clock: FakeClock,
         faults: Faults,
+        calls: FakeEndpoints,
     ) -> None:
         self.clock = clock
         self.faults = faults
@@ -161,6 +166,9 @@ class Process:
             lease=self._lease,
             settings=settings,
             clock=clock,
+            outgoing=OutgoingCalls(
+                calls.endpoints, SigningKeys(self.database, CALLS), transport=calls
+            ),
         )
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -61,7 +61,7 @@ class Plan:
     kills: int
     freezes: int
     restarts: int = 0
-    lease_seconds: float = 2.0
+    lease_seconds: float = 3.0
     freeze_leases: tuple[float, float] = (1.2, 2.2)
     settles_within_seconds: float = 40.0
     step_seconds: float = 0.005
@@ -99,6 +99,11 @@ class Report:
         """How many runs of steps there were beyond one for each, as a share."""
         return self.evidence.repeated / max(1, len(self.evidence.runs))
 
+    @property
+    def _away_seconds(self) -> float:
+        away = [fault.ended_at - fault.began_at for fault in self.evidence.faults]
+        return sum(away) / max(1, len(away)) / 1000
+
     def summary(self) -> list[tuple[str, str]]:
         """Return the rows of a table."""
         evidence = self.evidence
@@ -111,6 +116,7 @@ class Report:
             ("operations", f"{len(evidence.operations)} of {len(evidence.calls)}"),
             ("ended", ", ".join(f"{n} {state}" for state, n in sorted(states.items()))),
             ("faults", ", ".join(f"{n} {kind}" for kind, n in sorted(faults.items()))),
+            ("away", f"{self._away_seconds:.1f} s each on average"),
             ("requests", str(asked)),
             ("steps run", f"{len(evidence.runs)}, {evidence.repeated} of them again"),
             ("run again", f"{self.repeated_share:.2%}"),

@@ -1,5 +1,6 @@
 """Replicas are killed and stopped, and the database restarted, under load: promises are kept."""
 
+import asyncio
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,20 +16,29 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(240)]
 # When what happens, and to whom; another seed is another story.
 SEED = int(os.environ.get("CHAOS_SEED", "20261122"))
 
-SEVERAL = Plan(seed=SEED, seconds=45, operations=2000, replicas=3, kills=6, freezes=3, restarts=2)
+SEVERAL = Plan(
+    seed=SEED,
+    seconds=45,
+    operations=2000,
+    replicas=3,
+    kills=6,
+    freezes=3,
+    restarts=2,
+    lease_seconds=3.0,  # longer than the database is away
+    freeze_leases=(1.1, 1.7),
+)
 ONE = Plan(seed=SEED, seconds=20, operations=700, replicas=1, kills=3, freezes=1)
 
 
-async def test_several_replicas_on_postgresql(tmp_path: Path) -> None:
-    # A server of its own: to restart one under other tests would be another campaign.
-    with PostgresServer.start() as server:
-        report = await run(SEVERAL, server.fresh_database(), tmp_path, server)
-    assert_kept(report)
+async def test_several_replicas_on_postgresql(
+    postgres: PostgresServer, postgres_url: str, tmp_path: Path
+) -> None:
+    assert_kept(await run(SEVERAL, postgres_url, tmp_path, postgres))
 
 
 async def test_one_process_on_sqlite(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'campaign.db'}"
-    migrate(url)
+    await asyncio.to_thread(migrate, url)
     assert_kept(await run(ONE, url, tmp_path))
 
 

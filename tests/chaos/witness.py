@@ -37,7 +37,7 @@ def testify(token: str, label: str, asked_at: int) -> str:
     """Note that a step begins in this process, and return what tells this run from all others."""
     nonce = secrets.token_hex(6)
     line = f"{token} {label} {asked_at} {now_ms()} {nonce}\n"
-    os.write(_file(), line.encode())
+    os.write(_file(os.environ[FOLDER]), line.encode())
     return nonce
 
 
@@ -52,6 +52,6 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 @functools.cache
-def _file() -> int:
-    path = Path(os.environ[FOLDER], f"{os.getpid()}{_SUFFIX}")
+def _file(folder: str) -> int:
+    path = Path(folder, f"{os.getpid()}{_SUFFIX}")
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

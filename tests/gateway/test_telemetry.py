@@ -137,7 +137,7 @@ class Lines(logging.Handler):
 @pytest.fixture
 def delivery_log() -> Iterator[Lines]:
     handler = Lines()
-    logger = logging.getLogger("callbacks.delivery")
+    logger = logging.getLogger("callbacks.attempts")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)

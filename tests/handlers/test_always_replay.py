@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from nexusrpc import HandlerError, HandlerErrorType, Link, OperationError
+from nexusrpc import HandlerError, HandlerErrorType, Link, OperationError, OperationErrorState
 
 from handlers import DurableContext, RetryPolicy, StepError
 from handlers.testing import Run, TestGateway
@@ -48,6 +48,10 @@ class World:
         if self.failures[what] <= times:
             raise ConnectionError(what)
         return what
+
+    async def refuse(self, what: str) -> None:
+        self.done.append(what)
+        raise OperationError("not sold here", state=OperationErrorState.FAILED)
 
     async def hang(self) -> None:
         self.done.append("hang")
@@ -116,12 +120,8 @@ async def a_step_that_takes_too_long(world: World, ctx: DurableContext) -> str:
 
 
 async def a_step_that_ends_the_operation(world: World, ctx: DurableContext) -> None:
-    async def refuse() -> None:
-        world.done.append("refuse")
-        raise OperationError("not sold here", state="failed")  # type: ignore[arg-type]
-
     await ctx.step(world.do, "a")
-    await ctx.step(refuse)
+    await ctx.step(world.refuse, "b")
 
 
 async def a_handler_that_fails_at_first(world: World, ctx: DurableContext) -> str:
@@ -280,6 +280,18 @@ async def takes_changed_code(world: World, ctx: DurableContext) -> list[bool]:
     return [first, second, await ctx.patched("second")]
 
 
+async def calls_others(world: World, ctx: DurableContext) -> list[Any]:
+    first = await ctx.call(("desk", "answer"), "a", endpoint="other")
+    both = await ctx.gather(
+        ctx.call(("desk", "answer"), "b", endpoint="other"), ctx.step(world.do, "c")
+    )
+    try:
+        await ctx.call(("desk", "refuse"), "d", endpoint="other")
+    except OperationError as error:
+        return [first, *both, error.message]
+    return ["?"]
+
+
 async def swallows_what_it_must_not(world: World, ctx: DurableContext) -> list[str]:
     done: list[str] = []
     for what in ("a", "b", "c"):
@@ -326,6 +338,7 @@ SCENARIOS = [
             the_same_on_every_run,
             shows_progress,
             takes_changed_code,
+            calls_others,
         ],
     ),
     Scenario(waits_for_signals, told_twice),
@@ -357,7 +370,8 @@ async def play(scenario: Scenario, *, always_replay: bool) -> tuple[Outcome, Wor
         return await scenario.handler(world, ctx)
 
     service = work(handler, timeout=scenario.timeout)
-    async with TestGateway([service], always_replay=always_replay) as gateway:
+    calls = {"other": {"answer": world.do, "refuse": world.refuse}}
+    async with TestGateway([service], always_replay=always_replay, calls=calls) as gateway:
         run = await gateway.start(RUN, None)
         await scenario.drive(gateway, run)
         try:

@@ -1,6 +1,9 @@
 """What is taken up, by whom and in which order: due, lapsed, lost replies, and never twice."""
 
 import asyncio
+import contextlib
+import re
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,6 +19,7 @@ from callbacks.database import Statement, Transaction, Write
 from handlers import DurableContext
 from handlers.engine import EngineSettings
 from handlers.records import State
+from handlers.store import claims, deadlines, retention
 from handlers.store.operations import operation
 from tests.handlers.test_steps import work
 from tests.handlers.world import HOUR, World, callback, error_of, key, until, until_found
@@ -278,3 +282,32 @@ async def test_a_backlog_is_taken_up_while_new_starts_are_answered(open_world: O
     assert slowest < 1
     assert ran[0] == 10_000
     assert await world.engine.state(key("run"), "t5000") == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (claims._SOME_DUE, "operation_due"),
+        (claims.NEXT_DUE, "operation_due"),
+        (claims._SOME_LAPSED, "operation_owned"),
+        (claims._SUSPECTS, "operation_owned"),
+        (claims.GONE_OWNERS, "operation_owned"),
+        (claims.OWNED, "operation_owned"),
+        (claims._CLAIM_DUE, "sqlite_autoindex_operation_1"),
+        (claims._CLAIM_LAPSED, "sqlite_autoindex_operation_1"),
+        (deadlines.PAST_DEADLINE, "operation_deadline"),
+        (deadlines.NEXT_DEADLINE, "operation_deadline"),
+        (retention._EXPIRED, "operation_expiry"),
+        (retention.NEXT_EXPIRY, "operation_expiry"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+async def test_no_look_reads_what_it_does_not_take(
+    open_world: OpenWorld, statement: Statement, index: str
+) -> None:
+    world = await open_world(work(echo))
+    params = dict.fromkeys(re.findall(r":(\w+)", statement.sql))
+    with contextlib.closing(sqlite3.connect(world.path)) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", params).fetchall()
+    [used] = [row[3] for row in plan if re.match(r"(SEARCH|SCAN) operation\b", row[3])]
+    assert f"INDEX {index}" in used

@@ -175,32 +175,34 @@ async def test_a_payload_of_another_type_is_consumed_and_told(open_world: OpenWo
 async def test_a_signal_that_the_handler_did_not_see_is_not_lost(open_world: OpenWorld) -> None:
     seen: list[str] = []
     gate = asyncio.Event()
+    waiting: list[asyncio.Task[str]] = []
 
     async def body(ctx: DurableContext, input: Any) -> list[str]:
-        waiting = asyncio.ensure_future(ctx.wait_for("word", str))
-        await until(lambda: got[0])
-        waiting.cancel()  # while it is being recorded
+        waiting[:] = [asyncio.ensure_future(ctx.wait_for("word", str))]
         try:
-            seen.append(await waiting)
+            seen.append(await waiting[0])
         except asyncio.CancelledError:
             seen.append("cancelled")
         seen.append(await ctx.wait_for("word", str))
         await ctx.step(gate.wait, name="gate")
         return seen[-2:]
 
-    got = [False]
     world = await open_world(work(body))
 
-    def watch(write: Any) -> None:
+    def cancel_while_it_is_recorded(write: Any) -> None:
         if getattr(getattr(write, "entry", None), "key", "") == "1/word#1":
-            got[0] = True
+            # The write is queued in this turn of the loop and committed at the end of it.
+            asyncio.get_running_loop().call_soon(waiting[0].cancel)
 
-    world.database.refuses = watch
+    world.database.refuses = cancel_while_it_is_recorded
     token = await world.start("run")
     await world.signal(token, "word", "only one")
     await until(lambda: len(seen) == 2)
     assert seen == ["cancelled", "only one"]
+    first = waiting[0]
     await world.reopen()
+    await until(lambda: waiting[0] is not first)
+    waiting[0].cancel()  # as the handler's code does on every run
     gate.set()
     assert await world.result(token) == ["cancelled", "only one"]
 

@@ -71,9 +71,10 @@ def work(method: Any, *, timeout: timedelta | None = None) -> Any:
     async def run(self: Any, ctx: DurableContext, input: Any) -> Any:
         return await method(ctx, input)
 
-    return service_handler(
-        type("Work", (), {"run": durable_operation(timeout=timeout)(run), "__module__": __name__})
-    )()
+    service: Any = type(
+        "Work", (), {"run": durable_operation(timeout=timeout)(run), "__module__": __name__}
+    )
+    return service_handler(service)()
 
 
 RUN = ("Work", "run")

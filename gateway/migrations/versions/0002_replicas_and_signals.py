@@ -32,7 +32,7 @@ def upgrade() -> None:
             "operation_deadline",
             "operation",
             "deadline_at",
-            "state IN ('ready', 'running', 'paused') AND deadline_at IS NOT NULL",
+            "closed_at IS NULL AND deadline_at IS NOT NULL",
         ),
         ("operation_expiry", "operation", "expires_at", "expires_at IS NOT NULL"),
         ("callback_owned", "callback", "owner", "state = 'in_flight'"),
