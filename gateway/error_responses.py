@@ -5,6 +5,7 @@
 | OperationError | 424, typed Failure, `Nexus-Operation-State` |
 | HandlerError | its status by the table, typed Failure |
 | InvalidWireValue, refused callback | 400 BAD_REQUEST |
+| the database is away | 503 UNAVAILABLE |
 | anything else | 500 INTERNAL with a fixed message; the text is in the log only |
 """
 
@@ -12,6 +13,7 @@ import logging
 
 from nexusrpc import HandlerError, HandlerErrorType, OperationError
 
+from callbacks.database import DatabaseUnavailable
 from callbacks.errors import CallbackError
 from gateway.asgi import Answer
 from nexus_spec import InvalidWireValue, failure_of_error, failure_to_bytes, status_of
@@ -40,6 +42,11 @@ def error_response(error: Exception) -> Answer:
             return _handler_error(error)
         case InvalidWireValue() | CallbackError():
             return _handler_error(bad_request(str(error)))
+        case DatabaseUnavailable():
+            logger.warning("the database is away", extra={"error": str(error)})
+            return _handler_error(
+                HandlerError("the database is away; try again", type=HandlerErrorType.UNAVAILABLE)
+            )
         case _:
             logger.error("unexpected error", exc_info=error)
             return _handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL))
