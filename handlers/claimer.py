@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-from callbacks.database import Database, DatabaseClosed, persist
+from callbacks.database import Database, DatabaseClosed
 from handlers.clock import Clock
 from handlers.deadlines import Deadlines
 from handlers.engine_settings import EngineSettings
+from handlers.expiry import Expiry
 from handlers.pace import Pace
 from handlers.probation import Probation
 from handlers.services import HostedOperation, Kind, ServiceRegistry
@@ -21,11 +21,10 @@ from handlers.store.claims import (
     ClaimDue,
     ClaimLapsed,
     ClaimOwn,
-    ClaimPaused,
     Lapsed,
 )
 from handlers.store.operations import StoredOperation, hosted_name
-from handlers.store.retention import NEXT_EXPIRY, DeleteExpired
+from handlers.taking_up import Lease, Runner, TakingUp
 from nexus_spec.json_text import json_text
 
 logger = logging.getLogger(__name__)
@@ -34,35 +33,7 @@ _IDLE_MS = 60_000
 _ORPHAN_MS = 3_000  # between the two looks that find what is ours and not in memory
 _BROKEN_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  # a database that cannot be reached does not answer for a claim either
-_UNDELIVERED_AGAIN_MS = 3_600_000
 _NEVER_MS = 2**62
-
-
-class Lease(Protocol):
-    """Whether this process may own operations."""
-
-    id: str
-    seconds: float
-
-    @property
-    def term(self) -> int:
-        """Names the time during which the lease has not been lost."""
-
-    def holds(self) -> bool:
-        """Whether something may be begun that this process owns."""
-
-    def kept_since(self, term: int) -> bool:
-        """Whether what was claimed under a term is safe from others still."""
-
-
-class Runner(Protocol):
-    """What runs operations once they are taken."""
-
-    def is_live(self, token: str) -> bool:
-        """Whether an operation is in memory."""
-
-    async def take_up(self, stored: StoredOperation, hosted: HostedOperation) -> None:
-        """Run an operation whose claim is committed."""
 
 
 def durable_here(services: ServiceRegistry) -> str:
@@ -109,25 +80,31 @@ class Claimer:
         is_starting: Callable[[str], bool],
     ) -> None:
         self._database = database
-        self._services = services
         self._hosted = durable_here(services)
-        self._runner = runner
         self._lease = lease
         self._deadlines = deadlines
         self._stats = stats
         self._clock = clock
         self._settings = settings
-        self._is_starting = is_starting
-        self._pace = Pace(runner.is_live, at_most=2 * settings.claim_batch)
+        pace = Pace(runner.is_live, at_most=2 * settings.claim_batch)
+        self._taking_up = TakingUp(
+            database,
+            services,
+            runner,
+            lease,
+            stats,
+            pace,
+            is_starting=is_starting,
+            failed=self._look_for_lost_soon,
+        )
+        self._expiry = Expiry(database, pace, stats, clock, at_a_time=settings.claim_batch)
         self._probation = Probation(database, runner.is_live, clock, settings, lease.id)
-        self._taking: set[str] = set()  # claimed, and not yet in the runner's memory
         self._gone: list[str] = []  # owners whose operations are being taken
         self._orphans: dict[str, int] = {}  # since when they are known, in milliseconds since 1970
         self._unserved_is_asked = False
         self._unserved: set[tuple[str, str]] = set()
         self._due_at = 0
         self._lost_at = 0
-        self._expiry_at = 0
         self._sooner = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -171,25 +148,12 @@ class Claimer:
         self._lost_at = 0
         self.due_now()
 
-    # ------------------------------------------------------------ one operation
+    def _look_for_lost_soon(self) -> None:
+        self._lost_at = 0
 
     async def resume(self, stored: StoredOperation, hosted: HostedOperation) -> bool:
         """Take up a paused operation; return False where it is paused no longer."""
-        if stored.token in self._taking or self._runner.is_live(stored.token):
-            return False
-        self._taking.add(stored.token)
-        term = self._lease.term
-        try:
-            claimed = await persist(
-                self._database, ClaimPaused(self._lease.id, stored.token, stored.epoch)
-            )
-            if claimed is None:
-                return False
-            if self._lease.kept_since(term):
-                await self._runner.take_up(claimed, hosted)
-        finally:
-            self._taking.discard(stored.token)
-        return True
+        return await self._taking_up.resume(stored, hosted)
 
     # ------------------------------------------------------------ looking
 
@@ -221,8 +185,8 @@ class Claimer:
             more = True
         if self._deadlines.next_at <= self._clock.now_ms():
             more = await self._deadlines.look() or more
-        if self._expiry_at <= self._clock.now_ms():
-            more = await self._delete_expired() or more
+        if self._expiry.next_at <= self._clock.now_ms():
+            more = await self._expiry.look() or more
         if self._unserved_is_asked and not more:
             await self._warn_of_unserved()
         return more and not self._closing
@@ -231,7 +195,7 @@ class Claimer:
         return min(
             self._due_at,
             self._lost_at,
-            self._expiry_at,
+            self._expiry.next_at,
             self._deadlines.next_at,
             self._probation.next_at,
         )
@@ -255,10 +219,8 @@ class Claimer:
         now = self._clock.now_ms()
         self._due_at = _NEVER_MS
         most = self._settings.claim_batch
-        term = self._lease.term
-        claimed = await self._claimed(ClaimDue(self._lease.id, self._hosted, now, most))
-        await self._take_up("due", claimed, term)
-        if len(claimed) == most:
+        claim = ClaimDue(self._lease.id, self._hosted, now, most)
+        if await self._taking_up.take("due", claim) == most:
             self._due_at = 0
             return True
         for (run_at,) in await self._database.fetch(NEXT_DUE, {"hosted": self._hosted}):
@@ -281,7 +243,7 @@ class Claimer:
     async def _take_orphans(self, now: int) -> None:
         """Take what is ours in the database, and not in memory at two looks in a row."""
         rows = await self._database.fetch(OWNED, {"me": self._lease.id})
-        unknown = [token for (token,) in rows if not self._is_in_memory(token)]
+        unknown = [token for (token,) in rows if not self._taking_up.is_in_memory(token)]
         self._orphans = {token: self._orphans.get(token, now) for token in unknown}
         since = now - min(_ORPHAN_MS, self._look_ms)
         found = [token for token, first in self._orphans.items() if first <= since]
@@ -290,14 +252,9 @@ class Claimer:
             batch = found[: self._settings.claim_batch]
             for token in batch:
                 del self._orphans[token]
-            term = self._lease.term
-            claimed = await self._claimed(ClaimOwn(self._lease.id, batch))
-            await self._take_up("own", claimed, term)
+            await self._taking_up.take("own", ClaimOwn(self._lease.id, batch))
         if self._orphans:
             self._lost_at = min(self._lost_at, now + _ORPHAN_MS)
-
-    def _is_in_memory(self, token: str) -> bool:
-        return self._runner.is_live(token) or token in self._taking or self._is_starting(token)
 
     async def _take_lapsed(self, owner: str) -> None:
         most = self._settings.claim_batch
@@ -330,9 +287,7 @@ class Claimer:
             poison_after=self._settings.poison_after,
             absolved=absolved,
         )
-        term = self._lease.term
-        with self._pace.timed():
-            lapsed: Lapsed = await self._database.write(claim)
+        lapsed = await self._taking_up.take_lapsed(claim)
         for stored in lapsed.poisoned:
             logger.error(
                 "operation paused: it lost its process again and again",
@@ -340,7 +295,6 @@ class Claimer:
             )
             self._deadlines.watch(stored.deadline_at)
         self._stats.poisoned += len(lapsed.poisoned)
-        await self._take_up("lapsed", lapsed.operations, term)
         return lapsed
 
     async def _warn_of_unserved(self) -> None:
@@ -356,54 +310,3 @@ class Claimer:
                 "an operation waits for a handler that is not served",
                 extra={"service": service, "operation": operation},
             )
-
-    # ------------------------------------------------------------ taking up
-
-    async def _claimed(self, claim: ClaimDue | ClaimOwn) -> list[StoredOperation]:
-        with self._pace.timed():
-            return await self._database.write(claim)
-
-    async def _take_up(self, why: str, claimed: Sequence[StoredOperation], term: int) -> None:
-        if not claimed:
-            return
-        self._stats.claimed[why] += len(claimed)
-        tokens = [stored.token for stored in claimed]
-        self._taking.update(tokens)
-        try:
-            taking = [self._take_up_one(stored, term) for stored in claimed]
-            for stored, answer in zip(
-                claimed, await asyncio.gather(*taking, return_exceptions=True), strict=True
-            ):
-                if isinstance(answer, Exception):
-                    # Ours, and not in memory: tried again.
-                    logger.error(
-                        "cannot take up an operation",
-                        exc_info=answer,
-                        extra={"token": stored.token},
-                    )
-        finally:
-            self._taking.difference_update(tokens)
-        await self._pace.after(tokens)
-
-    async def _take_up_one(self, stored: StoredOperation, term: int) -> None:
-        if not self._lease.kept_since(term):
-            return  # another process may have it by now; if not, it is found as ours again
-        hosted = self._services.find(stored.endpoint, stored.service, stored.operation)
-        await self._runner.take_up(stored, hosted)
-
-    # ------------------------------------------------------------ retention
-
-    async def _delete_expired(self) -> bool:
-        now = self._clock.now_ms()
-        self._expiry_at = now + _IDLE_MS
-        most = self._settings.claim_batch
-        with self._pace.timed():
-            expired = await self._database.write(DeleteExpired(now, most, _UNDELIVERED_AGAIN_MS))
-        self._stats.expired += expired.deleted
-        if expired.deleted + expired.kept == most:
-            self._expiry_at = 0
-            await self._pace.after(())
-            return True
-        for (expires_at,) in await self._database.fetch(NEXT_EXPIRY, {}):
-            self._expiry_at = min(max(expires_at, now + 1000), now + _IDLE_MS)
-        return False

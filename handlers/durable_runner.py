@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import cast
 from dataclasses import dataclass
+from typing import cast
 
 from callbacks.database import Database, DatabaseClosed
 from handlers.calls import CallSettings
