@@ -316,7 +316,8 @@ class _Host:
     def suspend(self, wake_at: int | None) -> "asyncio.Future[Suspended]":
         suspend = _suspend(self._operation, wake_at)
         self._run_at = suspend.run_at
-        return self._runs.database.write(suspend)
+        # Until it is known: the operation may be in nobody's memory, and taken by another process.
+        return asyncio.ensure_future(persist(self._runs.database, suspend))
 
     def suspended(self) -> None:
         self._runs.suspended(self._operation, self._run_at)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from callbacks.database import DatabaseClosed
 from handlers.errors import LeftMemory
 from handlers.journal import INTERRUPT_KEY, Interrupt, Kind, Reason
 from handlers.presence import Presence, wake
@@ -83,8 +84,7 @@ class Interruption:
             output=json.dumps({"reason": reason, "pending": pending}).encode(),
         )
         self.where = Interrupt(reason, entry.ordinal, frozenset(pending), entry.created_at)
-        self._write = self._recorder.append_soon(entry)
-        self._write.add_done_callback(partial(self._recorded, reason))
+        self._record(entry)
 
     def is_at(self, key: str, entry: JournalEntry | None) -> bool:
         """Whether a call is the one at which the handler is to be interrupted."""
@@ -122,18 +122,26 @@ class Interruption:
 
     # ------------------------------------------------------------ bringing it about
 
-    def _recorded(self, reason: Reason, written: asyncio.Future[bool]) -> None:
+    def _record(self, entry: JournalEntry) -> None:
+        if self._presence.closed:
+            return
+        try:
+            self._write = self._recorder.append_soon(entry)
+        except DatabaseClosed:
+            return  # the next process finds the request
+        self._write.add_done_callback(partial(self._recorded, entry))
+
+    def _recorded(self, entry: JournalEntry, written: asyncio.Future[bool]) -> None:
         if self._presence.closed or written.cancelled():
             return
         if (error := written.exception()) is not None:
-            # Not recorded, so not in force: what goes on until the next try counts.
             logger.error(
                 "cannot record the cancellation",
                 extra={"token": self._recorder.token, "error": repr(error)},
             )
-            self.where = self._write = None
-            self._release_halts()
-            self._presence.clock.call_later(WRITE_RETRY_SECONDS, self.interrupt, reason)
+            # It may be recorded all the same: it stays in force, and the same is written again.
+            self._write = self._presence.loop.create_future()
+            self._presence.clock.call_later(WRITE_RETRY_SECONDS, self._record, entry)
         elif written.result():
             self._settle()
         else:
