@@ -1,7 +1,6 @@
 """Asking operations to end, and telling them things, wherever they run."""
 
 import secrets
-import unicodedata
 
 from nexusrpc import HandlerError, HandlerErrorType
 
@@ -13,14 +12,10 @@ from handlers.endings import Endings, canceled
 from handlers.records import State
 from handlers.requests import OperationKey
 from handlers.services import Kind, ServiceRegistry
+from handlers.signal_names import fault_of_name, fault_of_text
 from handlers.store.operations import StoredOperation
 from handlers.store.outside import OWNER_IS_LIVE, RequestCancel
 from handlers.store.signals import Received, RecordSignal
-
-RESERVED_NAMES = "nexus."
-"""Names that begin so are of what the gateway itself says to operations."""
-
-_NAME_CHARACTERS = 200
 
 
 class Cancelling:
@@ -130,9 +125,11 @@ class Cancelling:
             HandlerError: BAD_REQUEST; the name or id cannot be used. NOT_FOUND; there is no such
                 operation. CONFLICT; it has ended, or is none that takes signals.
         """
-        check_signal_name(name)
-        if dedupe_id is not None:
-            _check_text(dedupe_id, "a signal's id")
+        fault = fault_of_name(name)
+        if fault is None and dedupe_id is not None:
+            fault = fault_of_text(dedupe_id, "a signal's id")
+        if fault is not None:
+            raise HandlerError(fault, type=HandlerErrorType.BAD_REQUEST)
         stored = await self._asking.load(token)
         hosted = self._services.get(stored.endpoint, stored.service, stored.operation)
         if hosted is not None and hosted.kind is not Kind.DURABLE:
@@ -156,32 +153,3 @@ class Cancelling:
         if received is Received.ENDED:
             raise HandlerError("the operation has ended already", type=HandlerErrorType.CONFLICT)
         return received is Received.NEW
-
-
-def check_signal_name(name: str) -> None:
-    """Check that somebody outside may use a name for signals.
-
-    Raises:
-        HandlerError: BAD_REQUEST.
-    """
-    _check_text(name, "a signal's name")
-    if "/" in name or "#" in name:  # no key of a journal may look like another's
-        raise HandlerError(
-            "a signal's name has no '/' and no '#'", type=HandlerErrorType.BAD_REQUEST
-        )
-    if name.startswith(RESERVED_NAMES):
-        raise HandlerError(
-            f"names that begin with {RESERVED_NAMES!r} are the gateway's own",
-            type=HandlerErrorType.BAD_REQUEST,
-        )
-
-
-def _check_text(text: str, what: str) -> None:
-    # Surrogates ("Cs") are what no database stores.
-    if not 1 <= len(text) <= _NAME_CHARACTERS or any(
-        unicodedata.category(character) in ("Cc", "Cs") for character in text
-    ):
-        raise HandlerError(
-            f"{what} has 1 to {_NAME_CHARACTERS} characters, and no control characters",
-            type=HandlerErrorType.BAD_REQUEST,
-        )

@@ -9,6 +9,7 @@ from handlers.journal import Kind, part_of
 from handlers.mailbox import Mailbox
 from handlers.presence import DurableWait, Presence, wake
 from handlers.recorder import Recorder
+from handlers.signal_names import fault_of_name
 from handlers.store.journals import JournalEntry
 from handlers.suspension import Suspension
 
@@ -120,10 +121,8 @@ def check_wait_name(name: object) -> str:
     Raises:
         StepArgumentsInvalid: It is none.
     """
-    if not isinstance(name, str) or not name or "#" in name or "/" in name:
-        raise StepArgumentsInvalid(
-            f"ctx.wait_for takes the signal's name, without '#' and '/', not {name!r}"
-        )
-    if name.startswith("nexus."):
-        raise StepArgumentsInvalid(f"{name!r}: names that begin with 'nexus.' are reserved")
+    if not isinstance(name, str):
+        raise StepArgumentsInvalid(f"ctx.wait_for takes the signal's name, not {name!r}")
+    if fault := fault_of_name(name):
+        raise StepArgumentsInvalid(f"{name!r}: {fault}")
     return name

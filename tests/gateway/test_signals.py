@@ -83,7 +83,7 @@ async def test_a_signal_over_http(app: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "body", "headers", "says"),
     [
-        ("nexus.call", b"1", {}, "the gateway's own"),
+        ("nexus.call", b"1", {}, "reserved for the gateway"),
         ("a" * 201, b"1", {}, "1 to 200 characters"),
         ("a%00b", b"1", {}, "control characters"),
         ("a%23b", b"1", {}, "no '#'"),
@@ -143,6 +143,6 @@ async def test_the_command_signals(
             "was signaled before\n"
         )
         assert "not JSON" in (await signal("the answer", "--input", "{")).err
-        assert (await signal("nexus.a")).one_error().endswith("the gateway's own (400)")
+        assert (await signal("nexus.a")).one_error().endswith("reserved for the gateway (400)")
         assert (await signal("the answer", "--input-file", str(file))).code == 0
         assert await result(http, token) == ["yes", [1]]

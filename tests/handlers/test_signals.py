@@ -245,7 +245,7 @@ async def test_names_and_timeouts_are_checked(open_world: OpenWorld) -> None:
     messages = await world.result(await world.start("run"))
     for message, part in zip(
         messages,
-        ["without '#'", "the signal's name", "reserved", "a timedelta", "without '#'"],
+        ["no '/' and no '#'", "1 to 200 characters", "reserved", "a timedelta", "without '#'"],
         strict=True,
     ):
         assert part in message
