@@ -15,12 +15,16 @@ TARGETS ?= examples.orders:services
 # What `make test` and `make bench` hand on, for example ARGS="tests/nexus_spec -k links".
 ARGS ?=
 
+# How long `make chaos` runs, and the seed that it repeats; a new one by default.
+CHAOS_SECONDS ?= 600
+CHAOS_SEED ?=
+
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format bench lock wheel clean
+.PHONY: help run test check format chaos bench lock wheel clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +53,9 @@ format: $(VENV)/.dev ## Put every file into the format that `make check` asks fo
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/taplo format pyproject.toml
+
+chaos: $(VENV)/.dev ## Crash gateways under load for ten minutes, and check what they promise (CHAOS_SECONDS, CHAOS_SEED).
+	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m tests.chaos.campaign $(ARGS)
 
 bench: $(VENV)/.dev ## Run the benchmarks.
 	$(BIN)/python -m benchmarks.run $(ARGS)

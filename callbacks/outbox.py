@@ -6,7 +6,7 @@ becomes of them.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -19,6 +19,9 @@ callback = table_of(CallbackRecord)
 _bind = sa.bindparam
 
 SLOTS_PER_OPERATION = 10
+
+RenderedCompletion = tuple[Sequence[tuple[str, str]], bytes]
+"""Headers and body of a completion as they go out, without the callers' own headers."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ async def register_first(
 async def freeze(
     tx: Transaction,
     token: str,
-    completion: tuple[Sequence[tuple[str, str]], bytes],
+    completion: Callable[[], RenderedCompletion],
     *,
     now: int,
     max_age_ms: int,
@@ -166,9 +169,9 @@ async def freeze(
     """Freeze a completion into every registered callback of an operation that ends.
 
     Args:
-        tx: The transaction that ends the operation, before it does so.
+        tx: The transaction that ends the operation, and has locked it.
         token: The operation.
-        completion: Headers and body as they go out, without the callers' own headers.
+        completion: Asked once, and only where there is a callback.
         now: Milliseconds since 1970.
         max_age_ms: How long delivery is tried.
         claim: Whether attempt 1 follows at once, from memory. The rows are then born in flight,
@@ -176,9 +179,11 @@ async def freeze(
             whoever has room takes them.
         owner: The process that claims them.
     """
-    headers, body = completion
-    deliveries = []
+    deliveries: list[Delivery] = []
     rows = await tx.fetch(_REGISTERED, {"token": token})
+    if not rows:
+        return deliveries
+    headers, body = completion()
     for row_id, url, destination, own in rows:
         all_headers = [(str(n), str(v)) for n, v in json.loads(own)]
         all_headers += headers
@@ -210,7 +215,7 @@ async def freeze(
                     owner=owner,
                 )
             )
-    if rows and not claim:
+    if not claim:
         await tx.notify("deliver", "")
     return deliveries
 

@@ -19,7 +19,7 @@ _DRAIN_SECONDS = 10.0
 _BODY_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A response, ready to send; `Content-Length` is added on the way."""
 

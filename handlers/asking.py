@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nexusrpc import HandlerError, HandlerErrorType
 
 from callbacks.database import Database
-from handlers.endings import Endings, ended_of, outcome
+from handlers.endings import Endings, Waiter, ended_of, outcome
 from handlers.live_operation import links_from_json
 from handlers.requests import OperationKey, Outcome, Started, Succeeded
 from handlers.store.operations import LOAD, StoredOperation, read_operation
@@ -75,8 +75,16 @@ class Asking:
             HandlerError: NOT_FOUND.
             OperationError: The operation failed or was canceled.
         """
-        await self.authorized(key, token)
-        answer = await self.outcome(token, wait_seconds)
+        waiter = self.expect(token) if wait_seconds > 0 else None
+        try:
+            stored = await self.authorized(key, token)
+            if waiter is None or stored.state.ended:
+                answer = _answer(stored)
+            else:
+                answer = await self.outcome(token, wait_seconds, waiter)
+        finally:
+            if waiter is not None:
+                self.forget(token, waiter)
         return answer if isinstance(answer, Succeeded) else None
 
     async def state(self, key: OperationKey, token: str) -> OperationState:
@@ -88,29 +96,69 @@ class Asking:
         stored = await self.authorized(key, token)
         return OperationState(stored.state.value if stored.state.ended else "running")
 
-    async def outcome(self, token: str, wait_seconds: float) -> Outcome:
-        """Return how an operation ended, or that it runs, after waiting so long for its end."""
-        if wait_seconds > 0:
-            await self._until_end(token, wait_seconds)
-        stored = await self.load(token)
-        links = links_from_json(stored.handler_links)
-        return outcome(ended_of(stored), links) if stored.state.ended else Started(token, links)
+    def expect(self, token: str) -> Waiter:
+        """Begin to wait for an operation's end, before it is known to be running; see `forget`."""
+        return self._endings.will_end(token)
 
-    async def _until_end(self, token: str, seconds: float) -> None:
+    def forget(self, token: str, waiter: Waiter) -> None:
+        """Wait no longer."""
+        self._endings.no_longer_waits(token, waiter)
+
+    async def outcome(
+        self, token: str, wait_seconds: float, waiter: Waiter | None = None
+    ) -> Outcome:
+        """Return how an operation ended, or that it runs, after waiting so long for its end.
+
+        Args:
+            token: The operation.
+            wait_seconds: How long to wait.
+            waiter: From `expect`, where the operation was seen to run after that.
+
+        Raises:
+            HandlerError: NOT_FOUND.
+            OperationError: The operation failed or was canceled.
+        """
+        if wait_seconds > 0:
+            answer = await self._until_end(token, wait_seconds, waiter)
+            if answer is not None:
+                return answer
+        return _answer(await self.load(token))
+
+    async def _until_end(self, token: str, seconds: float, waiter: Waiter | None) -> Outcome | None:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         watch_at = math.inf
         if self._database.shared:
             watch_at = loop.time() + (_UNWATCHED_SECONDS if self._is_live(token) else 0.0)
         while not self._endings.releasing and (now := loop.time()) < until:
-            waiter = self._endings.will_end(token)
+            # Registered first and read second: an end between the two is not missed.
+            is_read = waiter is not None
+            if waiter is None:
+                waiter = self.expect(token)
+            timer = None
             try:
                 if now >= watch_at:
                     watch_at = math.inf
                     await asyncio.shield(self._database.write(Watch(token)))
-                # Registered first and read second: an end between the two is not missed.
-                if (await self.load(token)).state.ended:
-                    return
-                await asyncio.wait([waiter], timeout=min(until, watch_at) - now)
+                    is_read = False
+                if not is_read and (stored := await self.load(token)).state.ended:
+                    return _answer(stored)
+                timer = loop.call_at(min(until, watch_at), _time_is_over, waiter)
+                if (answer := await waiter) is not None:
+                    return answer
             finally:
-                self._endings.no_longer_waits(token, waiter)
+                if timer is not None:
+                    timer.cancel()
+                self.forget(token, waiter)
+            waiter = None
+        return None
+
+
+def _time_is_over(waiter: Waiter) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _answer(stored: StoredOperation) -> Outcome:
+    links = links_from_json(stored.handler_links)
+    return outcome(ended_of(stored), links) if stored.state.ended else Started(stored.token, links)

@@ -93,10 +93,11 @@ class Cancelling:
         return await self._asking.load(token)
 
     async def _request(self, stored: StoredOperation) -> StoredOperation:
-        if stored.state.ended or stored.cancel_requested_at is not None:
+        if stored.state.ended:
             return stored
-        await persist(self._database, RequestCancel(stored.token, self._clock.now_ms()))
-        stored = await self._asking.load(stored.token)  # it may have been paused meanwhile
+        if stored.cancel_requested_at is None:
+            await persist(self._database, RequestCancel(stored.token, self._clock.now_ms()))
+            stored = await self._asking.load(stored.token)  # it may have been paused meanwhile
         if stored.state is State.PAUSED:
             # Its code cannot be trusted to run: it ends without.
             await self._endings.finish_stored(stored, canceled())

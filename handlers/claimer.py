@@ -30,6 +30,7 @@ from nexus_spec.json_text import json_text
 logger = logging.getLogger(__name__)
 
 _IDLE_MS = 60_000
+_HORIZON_MS = 60_000  # no index tells who serves what: no query looks farther ahead than this
 _ORPHAN_MS = 3_000  # between the two looks that find what is ours and not in memory
 _BROKEN_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  # a database that cannot be reached does not answer for a claim either
@@ -223,7 +224,9 @@ class Claimer:
         if await self._taking_up.take("due", claim) == most:
             self._due_at = 0
             return True
-        for (run_at,) in await self._database.fetch(NEXT_DUE, {"hosted": self._hosted}):
+        self._due_at = min(self._due_at, now + _HORIZON_MS)
+        asked = {"hosted": self._hosted, "until": now + _HORIZON_MS}
+        for (run_at,) in await self._database.fetch(NEXT_DUE, asked):
             # What another process is claiming at this moment is still there, and due.
             self._due_at = min(self._due_at, max(run_at, now + 1))
         return False
@@ -293,6 +296,8 @@ class Claimer:
                 "operation paused: it lost its process again and again",
                 extra={"token": stored.token, "losses": stored.losses},
             )
+            if stored.cancel_requested_at is not None:
+                await self._deadlines.end_canceled(stored)
             self._deadlines.watch(stored.deadline_at)
         self._stats.poisoned += len(lapsed.poisoned)
         return lapsed

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from callbacks.database import Database
 from handlers.clock import Clock
-from handlers.endings import Endings, failed
+from handlers.endings import Endings, canceled, failed
 from handlers.store.deadlines import NEXT_DEADLINE, PAST_DEADLINE
-from handlers.store.operations import read_operation
+from handlers.store.operations import StoredOperation, read_operation
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,10 @@ class Deadlines:
         if deadline_at is not None and deadline_at < self.next_at:
             self.next_at = deadline_at
             self._on_sooner()
+
+    async def end_canceled(self, stored: StoredOperation) -> None:
+        """End an operation that was asked to end and will not be run for it: it was paused."""
+        await self._endings.finish_stored(stored, canceled())
 
     async def look(self) -> bool:
         """End what is past its deadline; return whether there may be more of it at once."""

@@ -147,6 +147,8 @@ class DurableRunner:
             self._abandon(before)  # claimed since: what it still does is fenced
         meanwhile = self._taking[token] = _Meanwhile()
         try:
+            # Word of what came right after the claim was heard before anybody listened for it.
+            looks = await self._database.fetch(LOOK, {"token": token})
             # After the claim: what was still on its way then is fenced, or it is here now.
             entries = await self._database.fetch(LOAD_JOURNAL, {"token": token})
             signals = await self._database.fetch(LOAD_SIGNALS, {"token": token})
@@ -158,6 +160,9 @@ class DurableRunner:
         journal = Journal(read_entry(row) for row in entries)
         mailbox = Mailbox(read_signal(row) for row in signals)
         operation = LiveOperation.load(stored, hosted, journal, mailbox, self._database)
+        for _, _, wake_seq, cancel_requested_at in looks:
+            operation.wake_seq = max(operation.wake_seq, wake_seq)  # the signals were read later
+            operation.cancel_requested = cancel_requested_at is not None
         if interrupt := journal.interrupt():
             operation.deadline_passed = interrupt.reason is Reason.DEADLINE
         self.launch(operation)

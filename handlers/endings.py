@@ -6,18 +6,19 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from nexusrpc import Content, Link, OperationError, OperationErrorState
 
 from callbacks.database import Writer, persist
-from callbacks.outbox import Delivery
+from callbacks.outbox import Delivery, RenderedCompletion
 from handlers.clock import Clock
 from handlers.live_operation import links_from_json
 from handlers.records import State
 from handlers.requests import Succeeded
 from handlers.stats import EngineStats
-from handlers.store.ending import Finish, RenderedCompletion
+from handlers.store.ending import Finish
 from handlers.store.operations import StoredOperation
 from nexus_spec import (
     Completion,
@@ -33,6 +34,8 @@ from nexus_spec import (
 )
 from nexus_spec.json_text import json_text
 from nexus_spec.limits import PAYLOAD_BYTES
+
+Waiter = asyncio.Future[Succeeded | None]
 
 
 class Deliveries(Protocol):
@@ -50,7 +53,7 @@ class Deliveries(Protocol):
         """Look for deliveries that are due."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
     """How an operation ended."""
 
@@ -171,7 +174,7 @@ class Endings:
         self._owner = owner
         self._retention_ms = retention_ms
         self._last_end = 0
-        self._waiting: defaultdict[str, list[asyncio.Future[None]]] = defaultdict(list)
+        self._waiting: defaultdict[str, list[Waiter]] = defaultdict(list)
         self._releasing = False
         self._tasks: set[asyncio.Task[bool]] = set()
         self.on_unattended: Callable[[str], None] = lambda _: None
@@ -205,6 +208,23 @@ class Endings:
             now = self._last_end = max(now, self._last_end + 1)
         claim = self._deliveries.has_room()
         content = ended.content
+        links = tuple(links)
+        completion: Callable[[], RenderedCompletion] = partial(
+            rendered,
+            token,
+            ended,
+            created_at=created_at,
+            closed_at=now,
+            links=links,
+            trace_context=trace_context,
+        )
+        if content is None or links:
+            # What cannot be sent has to show here: the write would be tried again for ever.
+            made = completion()
+
+            def completion() -> RenderedCompletion:
+                return made
+
         deliveries = await persist(
             self._database,
             Finish(
@@ -215,14 +235,7 @@ class Endings:
                 output_headers=json_text(dict(content.headers)) if content is not None else None,
                 failure=failure_to_bytes(ended.failure) if ended.failure is not None else None,
                 error_detail=ended.detail,
-                completion=rendered(
-                    token,
-                    ended,
-                    created_at=created_at,
-                    closed_at=now,
-                    links=links,
-                    trace_context=trace_context,
-                ),
+                completion=completion,
                 now=now,
                 retention_ms=self._retention_ms,
                 max_age_ms=self._deliveries.max_age_ms,
@@ -238,16 +251,18 @@ class Endings:
             self._deliveries.wake()
         self._stats.ended[(*labels, ended.state.value)] += 1
         self._stats.duration.observe((now - created_at) / 1000)
-        self.tell(token)
+        # Of what ends otherwise the row alone says what a caller is to see of it.
+        answer = None if content is None or epoch is None else Succeeded(content, links)
+        self.tell(token, answer)
         if epoch is None and ended.state is not State.SUCCEEDED:
             self.on_unattended(token)
         return True
 
-    def tell(self, token: str) -> None:
-        """Wake those who wait for an operation: it has ended."""
+    def tell(self, token: str, answer: Succeeded | None = None) -> None:
+        """Wake those who wait for an operation: it has ended, with this answer if it is known."""
         for waiter in self._waiting.pop(token, ()):
             if not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result(answer)
 
     def tell_all(self) -> None:
         """Wake all who wait, to look for themselves: word of an end may have been missed."""
@@ -289,16 +304,19 @@ class Endings:
         """Whether nobody is to wait any longer."""
         return self._releasing
 
-    def will_end(self, token: str) -> asyncio.Future[None]:
-        """Return a future that is done when the operation may have ended, or the server drains."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def will_end(self, token: str) -> Waiter:
+        """Return a future that is done when the operation may have ended, or the server drains.
+
+        It has the operation's answer where that is known, and None where it is to be looked up.
+        """
+        waiter: Waiter = asyncio.get_running_loop().create_future()
         if self._releasing:
             waiter.set_result(None)
         else:
             self._waiting[token].append(waiter)
         return waiter
 
-    def no_longer_waits(self, token: str, waiter: asyncio.Future[None]) -> None:
+    def no_longer_waits(self, token: str, waiter: Waiter) -> None:
         """Forget a future of `will_end`."""
         waiters = self._waiting.get(token)
         if waiters is not None and waiter in waiters:

@@ -247,7 +247,9 @@ class HandlerRuns:
         """Pause an operation, or end it where it is to end anyway: its code is not run for that."""
         if not _is_to_end(operation):
             logger.error("operation paused: %s", reason, extra={"token": operation.token})
-            await persist(self.database, pause(operation.token, operation.epoch, storable(reason)))
+            paused = pause(operation.token, operation.epoch, storable(reason))
+            if await persist(self.database, paused):
+                operation.cancel_requested = True  # word of it is still on its way
             if not _is_to_end(operation):
                 self.residence.forget(operation)  # not ours to hand back
                 if operation.deadline_at is not None:

@@ -19,7 +19,7 @@ class OperationKey:
     caller: str  # the principal's name; empty where callers are not authenticated
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class StartRequest:
     """A start operation request, read and checked."""
 
@@ -37,7 +37,7 @@ class StartRequest:
     disconnected: Callable[[], Awaitable[None]] | None = None  # returns when the caller hangs up
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Started:
     """The operation runs on; the caller gets its token."""
 
@@ -45,7 +45,7 @@ class Started:
     links: tuple[Link, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Succeeded:
     """The operation is done."""
 

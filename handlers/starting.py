@@ -141,21 +141,29 @@ class Starting:
                 store=self._database,
                 first_input=lambda: value,
             )
-        try:
-            known = await self._record(write, operation)
-        except asyncio.CancelledError:
-            if hosted.kind is Kind.CUSTOM:
-                # Its handler will not be called, so nothing is to be found of it.
-                await self._custom.forget(token)
-            raise
+        if operation is None or not request.wait_seconds:
+            try:
+                known = await self._record(write, operation)
+            except asyncio.CancelledError:
+                if hosted.kind is Kind.CUSTOM:
+                    # Its handler will not be called, so nothing is to be found of it.
+                    await self._custom.forget(token)
+                raise
+            if known is None and operation is not None:
+                return Started(token)
+        else:
+            # Before it is written: it may have ended when the start goes on from here.
+            waiter = self._asking.expect(token)
+            try:
+                known = await self._record(write, operation)
+                if known is None:
+                    return await self._asking.outcome(token, request.wait_seconds, waiter)
+            finally:
+                self._asking.forget(token, waiter)
         if known is not None:
             return await self._replay(hosted, request, known, values["input_hash"], value)
-        if hosted.kind is Kind.CUSTOM:
-            stored = await self._asking.load(token)
-            return await self._start_custom(hosted, request, stored, value)
-        if not request.wait_seconds:
-            return Started(token)
-        return await self._asking.outcome(token, request.wait_seconds)
+        stored = await self._asking.load(token)
+        return await self._start_custom(hosted, request, stored, value)
 
     async def _record(
         self, write: RecordStart, operation: LiveOperation | None

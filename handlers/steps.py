@@ -169,7 +169,7 @@ class Steps:
         return entry
 
     async def _try(self, key: str, call: Call, number: int) -> _Attempt:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._presence.loop)
         assert task is not None
         cancels = task.cancelling()
         output: bytes | None = None

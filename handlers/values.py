@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, get_type_hints
 from weakref import WeakKeyDictionary
 
@@ -33,6 +34,8 @@ def check_function(function: Any) -> None:
     Raises:
         StepArgumentsInvalid: It was not: a mistake in the handler, that no retry mends.
     """
+    if type(function) is FunctionType:
+        return  # nearly all are, and `isawaitable` looks at many things
     if inspect.isawaitable(function):
         if inspect.iscoroutine(function):
             function.close()
@@ -126,11 +129,9 @@ def _declared_result(function: Callable[..., Any]) -> Any:
 
 def _canonical(value: Any) -> str:
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_jsonable)
+        return _CANONICAL.encode(value)
     except TypeError:
-        return json.dumps(
-            _with_text_keys(value), sort_keys=True, separators=(",", ":"), default=_jsonable
-        )
+        return _CANONICAL.encode(_with_text_keys(value))
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -151,6 +152,10 @@ def _jsonable(value: Any) -> Any:
         message = "an iterator can be read only once; give a list"
         raise ValueError(message)  # noqa: TRY004  # a TypeError here is about keys
     return to_jsonable_python(value, bytes_mode="base64")
+
+
+# `json.dumps` would make one anew at each call.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_jsonable)
 
 
 def _adapter(as_type: Any) -> TypeAdapter[Any]:

@@ -70,6 +70,8 @@ class Headers(Mapping[str, str]):
     def get_all(self, name: str) -> list[str]:
         """Return every value of a name in order of appearance; empty if there is none."""
         if self._all is None:
+            if _fold(name) not in self._first:
+                return []
             # Only links need more than the first value: most requests never get here.
             self._all = {}
             for key, value in self._raw or ():

@@ -118,7 +118,10 @@ async def apply_together(
             for each in waiting:
                 assert each.request is not None
                 groups.setdefault(each.request.statement, []).append(each)
-            for statement, members in groups.items():
+            # What is added first: a group runs at the place of its first member, and another
+            # write's end would come before what was queued ahead of the end of the same thing.
+            ordered = sorted(groups.items(), key=lambda group: not group[0].postgres.adds)
+            for statement, members in ordered:
                 await _run(connection, statement, members)
             for each in waiting:
                 each.advance()

@@ -94,6 +94,7 @@ class PostgresForms:
     single: Single
     batched: Batched | None
     changes: bool
+    adds: bool
 
 
 def postgres_forms(clause: ClauseElement, *, or_ignore: bool) -> PostgresForms:
@@ -109,7 +110,12 @@ def postgres_forms(clause: ClauseElement, *, or_ignore: bool) -> PostgresForms:
     batched = None
     if kinds and not _FOR_ONE_SET_ONLY.search(_QUOTED.sub("''", text)):
         batched = _Batcher(clause, kinds, or_ignore=or_ignore).batched()
-    return PostgresForms(single, batched, changes=not isinstance(clause, sa.Select))
+    return PostgresForms(
+        single,
+        batched,
+        changes=not isinstance(clause, sa.Select),
+        adds=isinstance(clause, sa.Insert),
+    )
 
 
 def _compile(clause: ClauseElement, *, or_ignore: bool) -> tuple[str, dict[str, str]]:

@@ -1,20 +1,18 @@
 """The end of an operation: one transaction for every way to end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from callbacks import outbox
 from callbacks.database import Statement, Transaction
-from callbacks.outbox import Delivery
+from callbacks.outbox import Delivery, RenderedCompletion
 from handlers.records import State
 from handlers.store.fence import fence
 from handlers.store.operations import is_open, operation
 
 _bind = sa.bindparam
-
-RenderedCompletion = tuple[Sequence[tuple[str, str]], bytes]
 
 # Locked, so that nobody takes the operation over, or begins to watch it, between this and the end.
 _MAY_END = Statement(sa.select(operation.c.watched).where(fence).with_for_update(key_share=True))
@@ -49,7 +47,7 @@ _END = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finish:
     """End an operation and freeze its completion into its callbacks: the same for every end."""
 
@@ -60,7 +58,7 @@ class Finish:
     output_headers: str | None
     failure: bytes | None
     error_detail: str | None
-    completion: RenderedCompletion
+    completion: Callable[[], RenderedCompletion]  # asked where there is a callback
     now: int  # no other end that this process gives to the operation has the same
     retention_ms: int
     max_age_ms: int

@@ -13,7 +13,7 @@ _journal = table_of(JournalRecord)
 _bind = sa.bindparam
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JournalEntry:
     """One row of the journal table."""
 
@@ -87,7 +87,7 @@ _IS_RECORDED = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AppendJournal:
     """Record that something happened in a handler."""
 

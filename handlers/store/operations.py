@@ -13,7 +13,7 @@ _bind = sa.bindparam
 OPEN_STATES = (State.READY, State.RUNNING, State.PAUSED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredOperation:
     """One row of the operation table."""
 

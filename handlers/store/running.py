@@ -53,6 +53,11 @@ _SET_RETRYING = _fenced_update(retrying=_bind("new_retrying"))
 _PAUSE = _fenced_update(
     state=State.PAUSED.value, owner=None, run_at=None, pause_reason=_bind("new_reason")
 )
+_CANCEL_REQUESTED = Statement(
+    sa.select(operation.c.cancel_requested_at)
+    .where(operation.c.token == _bind("token"), operation.c.epoch == _bind("epoch"))
+    .with_for_update(key_share=True)
+)
 _HAND_BACK = _fenced_update(state=State.READY.value, owner=None, run_at=_bind("now"))
 _STARTED_BY_HANDLER = _fenced_update(
     handler_token=_bind("new_handler_token"), handler_links=_bind("new_links")
@@ -84,9 +89,23 @@ def set_retrying(token: str, epoch: int, retrying: str | None) -> Update:
     return Update(_SET_RETRYING, token, epoch, {"new_retrying": retrying})
 
 
-def pause(token: str, epoch: int, reason: str) -> Update:
+class Pause(Update):
+    """Stop an operation until an operator has had a look, unless it is to end."""
+
+    __slots__ = ()
+
+    async def apply(self, tx: Transaction) -> bool:
+        """Return whether a cancel was asked for before: it is for who pauses to end it."""
+        values = {"token": self.token, "epoch": self.epoch, **self.values}
+        # First: what the same transaction adds to the journal must find the fence still open.
+        rows = await tx.fetch(_CANCEL_REQUESTED, values)
+        await tx.execute(self.statement, values)
+        return any(requested_at is not None for (requested_at,) in rows)
+
+
+def pause(token: str, epoch: int, reason: str) -> Pause:
     """Stop an operation until an operator has had a look."""
-    return Update(_PAUSE, token, epoch, {"new_reason": reason})
+    return Pause(_PAUSE, token, epoch, {"new_reason": reason})
 
 
 def hand_back(token: str, epoch: int, now: int) -> Update:

@@ -8,9 +8,8 @@ import sqlalchemy as sa
 
 from callbacks import outbox
 from callbacks.database import Statement, Transaction
-from callbacks.outbox import Delivery, Registration
+from callbacks.outbox import Delivery, Registration, RenderedCompletion
 from handlers.records import State
-from handlers.store.ending import RenderedCompletion
 from handlers.store.operations import COLUMNS, StoredOperation, is_open, operation, read_operation
 
 _bind = sa.bindparam
@@ -64,7 +63,7 @@ _FORGET = Statement(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecordStart:
     """Record a start, unless its request id is known already."""
 
@@ -149,15 +148,16 @@ class AddCallback:
         if not rows:
             return None  # its retention ended this moment
         ended = State(rows[0][0]).ended
-        if ended and self.completion is None:
+        completion = self.completion
+        if ended and completion is None:
             return None
         if not await outbox.register(tx, self.token, self.registration, self.now) or not ended:
             return []
-        assert self.completion is not None
+        assert completion is not None
         return await outbox.freeze(
             tx,
             self.token,
-            self.completion,
+            lambda: completion,
             now=self.now,
             max_age_ms=self.max_age_ms,
             claim=True,

@@ -189,7 +189,7 @@ class Registered:
     async def apply(self, tx: Transaction) -> list[Delivery]:
         await outbox.register(tx, self.token, self.registration, self.now)
         return await outbox.freeze(
-            tx, self.token, ([("Nexus-Operation-State", "succeeded")], BODY), now=self.now,
+            tx, self.token, lambda: ([("Nexus-Operation-State", "succeeded")], BODY), now=self.now,
             max_age_ms=self.max_age_ms, claim=self.claim, owner=self.owner,
         )  # fmt: skip
 

@@ -145,14 +145,17 @@ async def test_a_lease_that_cannot_be_renewed_is_lost_once_and_goes_on(
     open_process: OpenProcess,
 ) -> None:
     process = await open_process()
+    term = process.lease.term
     process.database.refuses = lambda _: True
     for _ in range(4):
         await process.passes(9.9)
     assert process.losses == 0
+    assert process.lease.kept_since(term)
     process.clock.advance(0.5)
     for _ in range(3):
         # The one task goes on trying, the other waits for a renewal.
         await until(lambda: process.losses == 1 and process.clock.sleeping == 1)
+        assert not process.lease.kept_since(process.lease.term)
         process.clock.advance(100)
     await until(lambda: process.clock.sleeping == 1)
     process.database.refuses = lambda _: False
@@ -160,6 +163,8 @@ async def test_a_lease_that_cannot_be_renewed_is_lost_once_and_goes_on(
     await process.lease.held()
     assert process.losses == 1
     assert process.lease.lost_recently()
+    assert process.lease.kept_since(process.lease.term)
+    assert not process.lease.kept_since(term)
     assert await process.live()
     for _ in range(5):
         await process.passes(10)

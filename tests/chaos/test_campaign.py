@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.schema import migrate
-from tests.chaos.campaign import MOST_REPEATED, Plan, Report, run
+from tests.chaos.campaign import Plan, Report, run
 from tests.support.postgres import PostgresServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -24,10 +24,10 @@ SEVERAL = Plan(
     kills=6,
     freezes=3,
     restarts=2,
-    lease_seconds=3.0,  # longer than the database is away
-    freeze_leases=(1.1, 1.7),
+    lease_seconds=4.0,  # longer than the database is away
+    freeze_leases=(1.1, 1.5),
 )
-ONE = Plan(seed=SEED, seconds=20, operations=700, replicas=1, kills=3, freezes=1)
+ONE = Plan(seed=SEED, seconds=15, operations=600, replicas=1, kills=3, freezes=1)
 
 
 async def test_several_replicas_on_postgresql(
@@ -49,5 +49,5 @@ def assert_kept(report: Report) -> None:
     happened = Counter(fault.kind for fault in report.evidence.faults)
     assert happened == +Counter(kill=plan.kills, freeze=plan.freezes, restart=plan.restarts)
     assert len(report.evidence.operations) == plan.operations
-    assert report.repeated_share < MOST_REPEATED, report.text()
+    assert not report.repeats_too_much, report.text()
     assert set(report.exit_codes) == {0}, report.text()

@@ -438,7 +438,7 @@ async def test_a_cancel_while_the_pause_is_written_ends_it(open_world: OpenWorld
     pausing = asyncio.Event()
 
     def refuse(write: Any) -> Exception | None:
-        if type(write).__name__ == "Update" and not pausing.is_set():
+        if type(write).__name__ == "Pause" and not pausing.is_set():
             pausing.set()
             return OSError("disk full")
         return None

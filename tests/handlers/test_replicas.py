@@ -191,7 +191,7 @@ def finish(token: str, epoch: int, owner: str) -> Finish:
         output_headers='{"content-type": "application/json"}',
         failure=None,
         error_detail=None,
-        completion=((), b""),
+        completion=lambda: ((), b""),
         now=int(time.time() * 1000),
         retention_ms=1000,
         max_age_ms=1000,
