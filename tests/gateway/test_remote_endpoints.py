@@ -73,7 +73,9 @@ def test_check_config_lists_what_handlers_may_call(
         "shop: orders/place (durable)",
         "shop: orders/quote (inline)",
         "legacy: for handlers to call, at http://10.0.0.7:7243/services (is asked for results)",
-        "shipping: for handlers to call, at "
-        "https://gw.example/nexus/endpoints/shipping/services (calls back)",
+        (
+            "shipping: for handlers to call, at "
+            "https://gw.example/nexus/endpoints/shipping/services (calls back)"
+        ),
         "the configuration is good",
     ]
