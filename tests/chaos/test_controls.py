@@ -33,15 +33,15 @@ WAITING = Plan(
 WORKING = Plan(
     seed=1,
     seconds=10,
-    operations=250,
+    operations=120,
     replicas=2,
     kills=0,
-    freezes=4,
+    freezes=3,
     lease_seconds=1.0,
-    freeze_leases=(1.3, 2.0),
+    freeze_leases=(1.5, 1.8),  # until the others have begun the steps, and not yet ended them
     kinds={"plain": 1.0},
-    step_seconds=0.5,
-    settles_within_seconds=15.0,
+    step_seconds=1.2,
+    settles_within_seconds=30.0,
 )
 
 

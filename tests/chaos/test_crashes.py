@@ -38,7 +38,8 @@ async def test_the_file_of_a_killed_gateway_is_free_at_once(crashing: Crashing) 
     await crashing.recorded(token, "effect#1", "sleep#1")
     await crashing.restart()
     operation = await crashing.show(token)
-    assert (operation["state"], keys_of(operation)) == ("running", ["effect#1", "sleep#1"])
+    assert operation["state"] in {"running", "ready"}  # it leaves memory to sleep
+    assert keys_of(operation) == ["effect#1", "sleep#1"]
 
 
 async def test_a_cancel_that_was_answered_survives_the_crash(crashing: Crashing) -> None:

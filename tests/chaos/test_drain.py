@@ -13,15 +13,20 @@ from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.anyio
 
+# What waits for an hour would otherwise have left before.
+STAYS_IN_MEMORY = {"NEXUS_GATEWAY_SUSPEND_AFTER_SECONDS": "7200"}
+
 
 async def test_an_operation_that_waits_is_handed_on_without_its_cleanup(crashing: Crashing) -> None:
+    await crashing.kill9()
+    await crashing.start(**STAYS_IN_MEMORY)
     job = crashing.job("asleep")
     token = await crashing.start_operation("asleep", job)
     await crashing.recorded(token, "effect#1", "sleep#1")
     assert await crashing.terminate() == 0
     assert steps_of(job) == ["begun"]
 
-    await crashing.start()
+    await crashing.start(**STAYS_IN_MEMORY)
 
     async def taken_up() -> dict[str, Any] | None:
         operation = await crashing.show(token)
