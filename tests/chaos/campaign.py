@@ -276,15 +276,16 @@ Which = Literal["postgresql", "sqlite"]
 
 def long_plan(which: Which, seed: int, seconds: float) -> Plan:
     """Return a campaign of any length: so many operations a second, so many faults a minute."""
+    several = which == "postgresql"
     minutes = seconds / 60
     return Plan(
         seed=seed,
         seconds=seconds,
         operations=round(40 * seconds),
-        replicas=3 if which == "postgresql" else 1,
-        kills=max(1, round(8 * minutes)),
-        freezes=max(1, round(4 * minutes)),
-        restarts=max(1, round(3 * minutes)) if which == "postgresql" else 0,
+        replicas=3 if several else 1,
+        kills=max(1, round((8 if several else 5) * minutes)),
+        freezes=max(1, round((4 if several else 2) * minutes)),
+        restarts=max(1, round(3 * minutes)) if several else 0,
         settles_within_seconds=90.0,
     )
 

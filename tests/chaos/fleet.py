@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,10 @@ TARGET = "tests.chaos.workload:services"
 
 _TRIES = 10
 _TRY_AGAIN_SECONDS = 0.3
+
+# One that is struck as soon as it is up gets nothing done; what that leads to is the end of
+# operations that take their process with them, and another story.
+_WELL_SECONDS = 1.5
 
 FaultKind = Literal["kill", "freeze", "restart"]
 Condition = Literal["up", "struck"]
@@ -38,6 +43,7 @@ class Replica:
     process: GatewayProcess
     base_url: str
     condition: Condition = "up"
+    up_since: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -102,11 +108,12 @@ class Fleet:
                 await self._freeze(replica)
         finally:
             replica.condition = "up"
+            replica.up_since = time.monotonic()
 
     # ------------------------------------------------------------ what happens
 
     async def _victim(self) -> Replica:
-        while not (well := [r for r in self.replicas if r.condition == "up"]):  # noqa: ASYNC110
+        while not (well := [r for r in self.replicas if _is_well(r)]):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         return self.chance.choice(well)
 
@@ -163,3 +170,7 @@ class Fleet:
     def _keep_log(self, process: GatewayProcess) -> None:
         self.logs[process.process.pid] = process.log()
         (self.folder / f"{process.process.pid}.log").write_text(process.log())
+
+
+def _is_well(replica: Replica) -> bool:
+    return replica.condition == "up" and time.monotonic() - replica.up_since > _WELL_SECONDS

@@ -185,19 +185,32 @@ async def test_what_is_loaded_when_the_lease_is_lost_is_not_run(replica: Replica
 
 
 async def test_a_claim_that_is_heard_of_after_the_lease_was_lost_is_not_used(
-    replica: Replica,
+    postgres_url: str,
 ) -> None:
-    token = await replica.start("run")
-    await until(lambda: not replica.engine.live)
-    term = replica.lease.term
-    replica.lease._lose()
-    await replica.lease.held()
-    stored = await replica.stored(token)
-    taking_up = replica.engine._claimer._taking_up
-    await taking_up._take_up("due", [stored], term)
-    assert not replica.engine.live
-    await taking_up._take_up("due", [stored], replica.lease.term)
-    assert replica.engine.live
+    runs: list[str] = []
+
+    async def body(ctx: DurableContext, input: Any) -> None:
+        runs.append(ctx.operation_token)
+        await ctx.wait_for("go")
+
+    settings = EngineSettings(suspend_after_seconds=0.0)
+    replica = Replica(postgres_url, [work(body)], settings=settings)
+    await replica.open()
+    try:
+        token = await replica.start("run")
+        await until(lambda: runs and not replica.engine.live)
+        term = replica.lease.term
+        replica.lease._lose()
+        await replica.lease.held()
+        stored = await replica.stored(token)
+        taking_up = replica.engine._claimer._taking_up
+        await taking_up._take_up("due", [stored], term)
+        await asyncio.sleep(0)  # a task that was made has begun by now
+        assert runs == [token]
+        await taking_up._take_up("due", [stored], replica.lease.term)
+        await until(lambda: len(runs) == 2)
+    finally:
+        await replica.lose()
 
 
 async def test_a_start_that_is_heard_of_after_the_lease_was_lost_is_found_again(
