@@ -36,7 +36,7 @@ from handlers.call_journal import (
 from handlers.call_plan import CallableOperation, CallPlan, plan_call
 from handlers.call_requests import CallRequests
 from handlers.errors import CallError, Diverged
-from handlers.execution import Execution
+from handlers.execution import Body, Execution
 from handlers.journal import Kind, part_of
 from handlers.live_operation import LiveOperation
 from handlers.outgoing_calls import (
@@ -129,14 +129,7 @@ class Calls:
             CallError: It was refused, or took too long.
             asyncio.CancelledError: This operation is to end; the other was asked to cancel.
         """
-        body = partial(self._run_call, plan)
-        try:
-            entry = await self._execution.perform(
-                plan.name, Kind.CALL, body, args_hash=plan.args_hash
-            )
-        except asyncio.CancelledError:
-            await self._cancel_along(plan, self._key_of_last(plan))
-            raise
+        entry = await self._perform(plan, partial(self._run_call, plan))
         return self._value(plan, entry)
 
     async def start(self, plan: CallPlan) -> "StartedCall":
@@ -147,14 +140,7 @@ class Calls:
             CallError: It was refused.
             asyncio.CancelledError: This operation is to end; the other was asked to cancel.
         """
-        body = partial(self._run_start, plan)
-        try:
-            entry = await self._execution.perform(
-                plan.name, Kind.CALL, body, args_hash=plan.args_hash
-            )
-        except asyncio.CancelledError:
-            await self._cancel_along(plan, self._key_of_last(plan))
-            raise
+        entry = await self._perform(plan, partial(self._run_start, plan))
         if recorded_outcome(entry) is None:
             return StartedCall(plan, entry.key, entry.ref, entry.created_at)
         value = self._value(plan, entry)
@@ -198,6 +184,16 @@ class Calls:
             raise refused
 
     # ------------------------------------------------------------ what is recorded of it
+
+    async def _perform(self, plan: CallPlan, body: Body) -> JournalEntry:
+        """Make a call of the context of it, and have a cancel that comes meanwhile go along."""
+        try:
+            return await self._execution.perform(
+                plan.name, Kind.CALL, body, args_hash=plan.args_hash
+            )
+        except asyncio.CancelledError:
+            await self._cancel_along(plan, self._key_of_last(plan))
+            raise
 
     async def _run_call(self, plan: CallPlan, key: str, entry: JournalEntry | None) -> JournalEntry:
         outcome: CallStarted | Completion | CallFailed | None

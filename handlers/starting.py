@@ -174,25 +174,21 @@ class Starting:
             HandlerError: UNAVAILABLE; the database refused it for a while. Where a refusal was a
                 commit all the same, the claimer finds the operation.
         """
-        try:
-            return await asyncio.shield(self._recorded(write, operation))
-        except DatabaseClosed as error:
-            raise _not_recorded() from error
-        except Exception as error:  # noqa: BLE001  # whatever the driver raises
-            refusal = error
-        until = time.monotonic() + _RECORDING_SECONDS
+        until: float | None = None
         pause = _FIRST_PAUSE_SECONDS
-        while time.monotonic() < until:
-            logger.warning("the database refuses a start", extra={"error": repr(refusal)})
-            await asyncio.sleep(pause)
-            pause *= 2
+        while True:
             try:
                 return await asyncio.shield(self._recorded(write, operation))
             except DatabaseClosed as error:
                 raise _not_recorded() from error
-            except Exception as error:  # noqa: BLE001  # whatever the driver raises
-                refusal = error
-        raise _not_recorded() from refusal
+            except Exception as error:
+                now = time.monotonic()
+                until = until if until is not None else now + _RECORDING_SECONDS
+                if now >= until:
+                    raise _not_recorded() from error
+                logger.warning("the database refuses a start", extra={"error": repr(error)})
+            await asyncio.sleep(pause)
+            pause *= 2
 
     def _recorded(
         self, write: RecordStart, operation: LiveOperation | None

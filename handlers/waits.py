@@ -115,14 +115,13 @@ class Waits:
                 timer.cancel()
 
 
-def check_wait_name(name: object) -> str:
-    """Return the name of a signal, if it is one.
+def check_wait_name(name: object) -> None:
+    """Check that a signal may have this name.
 
     Raises:
-        StepArgumentsInvalid: It is none.
+        StepArgumentsInvalid: It may not.
     """
     if not isinstance(name, str):
         raise StepArgumentsInvalid(f"ctx.wait_for takes the signal's name, not {name!r}")
     if fault := fault_of_name(name):
         raise StepArgumentsInvalid(f"{name!r}: {fault}")
-    return name
