@@ -53,6 +53,7 @@ class ServiceNames:
         if isinstance(op, Operation):
             name = self.name_of(op) if service is None else service_name(service)
             return Target(name, op.name, op.output_type)
+        # Callers without a type checker give other things.
         if not isinstance(op, tuple):  # type: ignore[redundant-expr, unreachable, unused-ignore]
             raise TypeError(f"{op!r} is neither an Operation nor a pair (service, operation)")
         if service is not None:

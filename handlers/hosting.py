@@ -150,7 +150,11 @@ class _Awaitable(MiddlewareSafeOperationHandler):
         if is_async_callable(self._handler.start):
             answer: StartResult = await self._handler.start(ctx, input)
             return answer
-        return await self._threads.run(self._handler.start, ctx, input)  # type: ignore[arg-type]
+        return await self._threads.run(
+            self._handler.start,  # type: ignore[arg-type]  # a plain function, whatever its type says
+            ctx,
+            input,
+        )
 
     async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
         if is_async_callable(self._handler.cancel):
