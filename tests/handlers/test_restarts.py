@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from handlers import DurableContext, RetryPolicy, StepError
+from handlers.clock import now_ms
 from handlers.engine_settings import EngineSettings
 from handlers.store.claims import ClaimOwn
 from tests.handlers.test_steps import work
@@ -160,8 +161,12 @@ async def test_a_drain_lets_running_steps_end_and_nothing_new_begin(
     token = await world.start("run")
     sleeper = await world.start("run")
     await until(lambda: ran["x"] + ran["y"] == 4)
+    naps: list[int] = []
+    for started in (token, sleeper):
+        await world.waits_at(started, "3/sleep#1")
+        naps += [entry.wake_at for entry in await world.journal(started) if entry.wake_at]
     closing = asyncio.ensure_future(world.close())
-    await asyncio.sleep(0.1)
+    await until(lambda: now_ms() > max(naps))
     gate.set()
     await closing
     assert ran == {"x": 2, "y": 2}
