@@ -88,15 +88,16 @@ $(VENV)/.made:
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-# The locks carry the hash of every file, so no index is trusted. Editable: the code that is served
+# The locks carry the hash of every file, so no index is trusted, and name everything: --no-deps keeps pip
+# from resolving anew, where a release of tomorrow could break an installation of today. Editable: the code that is served
 # and tested is the code in this folder.
 $(VENV)/.run: requirements.lock requirements-build.lock pyproject.toml | $(VENV)/.made
 	@echo "installing the gateway"
-	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock -r requirements-build.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	@echo "installing what the tests and checks need"
-	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
