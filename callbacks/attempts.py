@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any
 
 from callbacks.database import Database, DatabaseClosed, persist
-from callbacks.delivery_writes import Attempt, Close, Retry
+from callbacks.dead_letters import Notice
+from callbacks.delivery_rules import DeliveryRules
 from callbacks.errors import CallbackError
+from callbacks.holds import Holds
 from callbacks.outbox import Delivery
-from callbacks.records import CallbackState
-from callbacks.retry_schedule import Decision, RetryPolicy, Verdict, judge
+from callbacks.outcomes import Attempt, Delivered, GiveUp, Retry
+from callbacks.retry_schedule import Decision, Verdict, judge
 from clients.errors import ClientError, UnknownOutcome
 from clients.sender import Sender, SentResponse
 
@@ -25,6 +27,7 @@ Post = Callable[[Delivery, Sequence[tuple[str, str]]], Awaitable[Outcome]]
 AroundAttempt = Callable[[Delivery, Post], Awaitable[Outcome]]
 
 _EXCERPT_CHARACTERS = 500
+_REASON_CHARACTERS = 500
 
 
 @dataclass
@@ -43,8 +46,10 @@ class Attempts:
     Args:
         database: Where the outbox is.
         sender: Posts; the egress guard is inside.
-        retry: When a failed attempt is repeated, and for how long.
-        timeout_seconds: The most that one may take, answer included.
+        notice_sender: Likewise, the notices to the operator, who chose their URL.
+        rules: When a failed attempt is repeated, and for how long.
+        holds: Told what attempts say about their destinations.
+        notice: How the operator is told of a dead letter.
         recorded: Told of each delivery whose outcome is in the database, or never will be.
         due_at: Told when a delivery is due again, in milliseconds since 1970.
         observe: Told how long each attempt took, in seconds.
@@ -57,9 +62,11 @@ class Attempts:
         self,
         database: Database,
         sender: Sender,
-        retry: RetryPolicy,
+        notice_sender: Sender,
+        rules: DeliveryRules,
+        holds: Holds,
         *,
-        timeout_seconds: float,
+        notice: Notice | None,
         recorded: Callable[[Delivery], None],
         due_at: Callable[[int], None],
         observe: Callable[[float], None] | None,
@@ -69,15 +76,16 @@ class Attempts:
     ) -> None:
         self._database = database
         self._sender = sender
-        self._retry = retry
-        self._timeout_seconds = timeout_seconds
+        self._notice_sender = notice_sender
+        self._rules = rules
+        self._holds = holds
+        self._notice = notice
         self._recorded = recorded
         self._due_at = due_at
         self._observe = observe
         self._around = around
         self._now = now
         self._draw = draw
-        self._max_age_ms = round(retry.max_age.total_seconds() * 1000)
         self.writing: set[asyncio.Task[None]] = set()
         self.stats = DeliveryStats()
 
@@ -110,51 +118,65 @@ class Attempts:
         ):
             # The common case leaves no attempt row, and nobody waits for the write.
             self.stats.delivered += 1
-            write = Close(delivery, CallbackState.DELIVERED, self._now(), None)
+            self._holds.answered(delivery.destination)
+            write = Delivered(delivery, self._now(), None)
             self._database.write(write).add_done_callback(partial(self._written, write))
             return
+        now = self._now()
         verdict = judge(
             outcome,
             previous_unknown=delivery.outcome_unknown,
-            now=datetime.fromtimestamp(self._now() / 1000, UTC),
+            now=datetime.fromtimestamp(now / 1000, UTC),
+            permanent_statuses=self._rules.of(delivery.destination).permanent_statuses,
         )
+        self._tell_of_destination(delivery, verdict, now)
         attempt = _describe(delivery, outcome, verdict, started_at, seconds)
-        await self._settle(delivery, verdict, attempt)
+        await self._settle(delivery, verdict, attempt, now)
         self._recorded(delivery)
+
+    def _tell_of_destination(self, delivery: Delivery, verdict: Verdict, now: int) -> None:
+        not_before = None
+        if verdict.retry_after is not None:
+            not_before = now + round(verdict.retry_after.total_seconds() * 1000)
+        if verdict.destination_failed:
+            self._holds.failed(delivery.destination, probe=delivery.probe, not_before=not_before)
+        else:
+            self._holds.answered(delivery.destination, not_before=not_before)
 
     async def _post(self, delivery: Delivery, headers: Sequence[tuple[str, str]]) -> Outcome:
         try:
-            return await self._sender.post(
-                delivery.url, headers, delivery.body, timeout=self._timeout_seconds
-            )
+            timeout = self._rules.of(delivery.destination).attempt_timeout_seconds
+            sender = self._sender if delivery.slot >= 0 else self._notice_sender
+            return await sender.post(delivery.url, headers, delivery.body, timeout=timeout)
         except (ClientError, CallbackError) as error:
             return error
 
-    async def _settle(self, delivery: Delivery, verdict: Verdict, attempt: Attempt) -> None:
-        now = self._now()
+    async def _settle(
+        self, delivery: Delivery, verdict: Verdict, attempt: Attempt, now: int
+    ) -> None:
+        reason = verdict.reason[:_REASON_CHARACTERS]
         context: dict[str, Any] = {
             "token": delivery.token,
             "destination": delivery.destination,
             "attempt": delivery.attempt,
-            "reason": verdict.reason,
+            "reason": reason,
         }
         if verdict.decision in (Decision.DELIVERED, Decision.PROBABLY_DELIVERED):
             self.stats.delivered += 1
-            await persist(self._database, Close(delivery, CallbackState.DELIVERED, now, attempt))
+            await persist(self._database, Delivered(delivery, now, attempt))
             return
         wait = None
         if verdict.decision is Decision.RETRY:
-            age_ms = now - (delivery.deadline_at - self._max_age_ms)
-            wait = self._retry.next_delay(
-                delivery.attempt,
+            wait = self._rules.of(delivery.destination).retry.next_delay(
+                delivery.retries + 1,
                 self._draw(),
-                age=timedelta(milliseconds=age_ms),
+                left=timedelta(milliseconds=delivery.deadline_at - now),
                 retry_after=verdict.retry_after,
             )
         if wait is None:
             self.stats.failed += 1
             logger.error("completion given up", extra=context)
-            await persist(self._database, Close(delivery, CallbackState.FAILED, now, attempt))
+            await persist(self._database, GiveUp(delivery, reason, now, attempt, self._notice))
             return
         self.stats.retried += 1
         logger.warning(
@@ -163,10 +185,10 @@ class Attempts:
         )
         next_at = now + round(wait.total_seconds() * 1000)
         unknown = delivery.outcome_unknown or verdict.outcome_unknown
-        await persist(self._database, Retry(delivery, next_at, unknown, attempt))
+        await persist(self._database, Retry(delivery, next_at, reason, unknown, now, attempt))
         self._due_at(next_at)
 
-    def _written(self, write: Close, written: "asyncio.Future[None]") -> None:
+    def _written(self, write: Delivered, written: "asyncio.Future[None]") -> None:
         if written.cancelled() or written.exception() is None:
             self._recorded(write.delivery)
             return
@@ -174,7 +196,7 @@ class Attempts:
         self.writing.add(task)
         task.add_done_callback(self.writing.discard)
 
-    async def _write_again(self, write: Close) -> None:
+    async def _write_again(self, write: Delivered) -> None:
         try:
             await persist(self._database, write)
         except DatabaseClosed:

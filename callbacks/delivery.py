@@ -6,14 +6,17 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from callbacks.aging import Aging
 from callbacks.attempts import AroundAttempt, Attempts, DeliveryStats
+from callbacks.claims import GiveBack, Keep
 from callbacks.database import Database, DatabaseClosed
-from callbacks.delivery_writes import GiveBack, Keep
+from callbacks.dead_letters import Notice
+from callbacks.delivery_rules import DeliveryRules
 from callbacks.due_deliveries import DueDeliveries
+from callbacks.holds import Holds
 from callbacks.lanes import Lanes
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery
-from callbacks.retry_schedule import RetryPolicy
 from callbacks.strays import Strays
 from clients.sender import Sender
 
@@ -27,18 +30,19 @@ class DeliverySettings:
     """How delivery goes about it.
 
     Attributes:
-        retry: When a failed attempt is repeated, and for how long.
-        attempt_timeout_seconds: The most that one attempt may take, answer included.
-        per_destination: How many attempts to one destination are under way at a time.
-        queued_per_destination: How many more wait for it in memory; the rest wait in the database.
+        rules: The schedule and the bounds of each destination.
+        concurrency: How many attempts are under way at a time, altogether.
+        queued_per_destination: How many more wait for one destination in memory; the rest wait in
+            the database.
         in_memory: The most that are held in memory altogether.
+        notice: How the operator is told of a completion that is given up; not at all by default.
     """
 
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    attempt_timeout_seconds: float = 10.0
-    per_destination: int = 64
-    queued_per_destination: int = 512
+    rules: DeliveryRules = field(default_factory=DeliveryRules)
+    concurrency: int = 1024
+    queued_per_destination: int = 256
     in_memory: int = 4096
+    notice: Notice | None = None
 
 
 class DeliveryService:
@@ -46,8 +50,10 @@ class DeliveryService:
 
     Args:
         database: Where the outbox is.
-        sender: Posts; the egress guard is inside.
+        sender: Posts; the egress guard is inside. Closed with the service.
         settings: Bounds and the schedule.
+        notice_sender: Posts the notices to the operator, which may go where no caller may send;
+            the same sender by default.
         lease: Of this process, open: no attempt begins unless it holds.
         observe: Told how long each attempt took, in seconds.
         around_attempt: Wraps an attempt, for tracing: given the delivery and the attempt itself.
@@ -62,13 +68,14 @@ class DeliveryService:
         settings: DeliverySettings | None = None,
         *,
         lease: Lease,
+        notice_sender: Sender | None = None,
         observe: Callable[[float], None] | None = None,
         around_attempt: AroundAttempt | None = None,
         now: Callable[[], int] | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._database = database
-        self._sender = sender
+        self._senders = [sender] if notice_sender is None else [sender, notice_sender]
         self._settings = settings or DeliverySettings()
         self._lease = lease
         self._now = now or lease.now_ms
@@ -78,10 +85,15 @@ class DeliveryService:
         self._tasks: set[asyncio.Task[None]] = set()
         self._own_tasks: list[asyncio.Task[None]] = []
         self._closing = False
+        rules = self._settings.rules
+        # A probe that is not heard of any more was lost with its process.
+        probe_seconds = lease.seconds + max(rule.attempt_timeout_seconds for rule in rules.all)
         self._due = DueDeliveries(
             database,
             lease,
             capacity=self._settings.in_memory,
+            each=self._settings.queued_per_destination,
+            probe_ms=round(probe_seconds * 1000),
             room=self._room,
             busy=self._busy,
             submit=self.submit,
@@ -90,15 +102,20 @@ class DeliveryService:
         )
         self._lanes = Lanes(
             self._begin,
-            per_destination=self._settings.per_destination,
+            rules=rules,
+            concurrency=self._settings.concurrency,
             queued_per_destination=self._settings.queued_per_destination,
             has_room=self._due.wake,
+            loop=self._loop,
         )
+        self.holds = Holds(database, rules, held=self._hold, now=self._now, draw=draw)
         self._attempts = Attempts(
             database,
             sender,
-            self._settings.retry,
-            timeout_seconds=self._settings.attempt_timeout_seconds,
+            notice_sender or sender,
+            rules,
+            self.holds,
+            notice=self._settings.notice,
             recorded=self._drop,
             due_at=self._due.due_at,
             observe=observe,
@@ -109,7 +126,14 @@ class DeliveryService:
         self.strays = Strays(
             database, lease, is_held=self._held.__contains__, now=self._now, draw=draw
         )
-        self.max_age_ms = round(self._settings.retry.max_age.total_seconds() * 1000)
+        self.aging = Aging(
+            database,
+            lease,
+            notice=self._settings.notice,
+            stats=self.stats,
+            now=self._now,
+            draw=draw,
+        )
         lease.on_lost(self._lease_lost)
         database.subscribe(self._told)
 
@@ -118,9 +142,11 @@ class DeliveryService:
     async def open(self) -> None:
         """Begin to deliver, the attempts first whose outcome a crash left unknown."""
         await self.strays.recover()
+        await self.holds.open()
         self._own_tasks = [
             self._loop.create_task(self._due.run(), name="due deliveries"),
             self._loop.create_task(self.strays.run(), name="stray deliveries"),
+            self._loop.create_task(self.aging.run(), name="aging deliveries"),
         ]
 
     async def close(self, drain_seconds: float) -> None:
@@ -128,12 +154,14 @@ class DeliveryService:
         self._closing = True
         self._due.close()
         if self._own_tasks:
-            looking, straying = self._own_tasks
-            straying.cancel()
+            looking, *others = self._own_tasks
+            for task in others:
+                task.cancel()
             # Not cancelled at once: what it is claiming right now would wait for a recovery.
             await asyncio.wait([looking], timeout=drain_seconds + _STOP_SECONDS)
             looking.cancel()
-            await asyncio.wait([looking, straying])
+            await asyncio.wait(self._own_tasks)
+        self._lanes.close()
         unsent = [*self._lanes.clear(), *self._waiting_for_lease.values()]
         self._waiting_for_lease.clear()
         self._give_back(unsent)
@@ -145,7 +173,9 @@ class DeliveryService:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=_STOP_SECONDS)
-        await self._sender.aclose()
+        await self.holds.close()
+        for sender in self._senders:
+            await sender.aclose()
 
     # ------------------------------------------------------------ in
 
@@ -154,9 +184,19 @@ class DeliveryService:
         """Who claims the deliveries that are submitted here: the id of this process's lease."""
         return self._lease.id
 
-    def has_room(self) -> bool:
-        """Whether a completion that is frozen now would be sent at once."""
-        return self._room() > 0 and not self._closing and self._lease.holds()
+    def accepts(self, destination: str) -> bool:
+        """Whether a completion for a destination that is frozen now would be sent at once."""
+        return (
+            self._room() > 0
+            and not self._closing
+            and self._lease.holds()
+            and self._lanes.takes_more(destination)
+            and not self.holds.holds(destination)
+        )
+
+    def max_age_ms(self, destination: str) -> int:
+        """For how long delivery to a destination is tried, in milliseconds."""
+        return self._settings.rules.of(destination).max_age_ms
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Send completions that were claimed in the database for this process."""
@@ -167,8 +207,13 @@ class DeliveryService:
             known = self._held.get(delivery.id)
             if known is not None and known.attempt == delivery.attempt:
                 continue  # a write that was tried again told of it twice
-            self._held[delivery.id] = delivery
-            self._lanes.add(delivery)
+            if self.holds.may_go(delivery.destination, probe=delivery.probe):
+                self._held[delivery.id] = delivery
+                self._lanes.add(delivery)
+            else:
+                # Held since it was claimed, or no longer held and this process has not heard of it.
+                self.holds.look_up(delivery.destination)
+                self._give_back([delivery])
 
     def wake(self) -> None:
         """Look for deliveries that are due."""
@@ -193,6 +238,14 @@ class DeliveryService:
     def _told(self, channel: str, _: str) -> None:
         if channel in {"deliver", ""} and not self._closing:
             self._due.wake()
+
+    def _hold(self, destination: str) -> None:
+        """Let what waits for a destination wait in the database: it is held."""
+        queued = self._lanes.clear([destination])
+        probes = [delivery for delivery in queued if delivery.probe]
+        self._give_back(delivery for delivery in queued if not delivery.probe)
+        for delivery in probes:
+            self._lanes.add(delivery)
 
     # ------------------------------------------------------------ attempts
 

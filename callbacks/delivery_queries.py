@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from callbacks.database import Statement, table_of
 from callbacks.outbox import callback
-from callbacks.records import DeliveryAttemptRecord
+from callbacks.records import CallbackState, DeliveryAttemptRecord
 
 _attempt = table_of(DeliveryAttemptRecord)
 _bind = sa.bindparam
@@ -41,11 +41,15 @@ ATTEMPTS_OF = Statement(
     )
     .order_by(_attempt.c.callback_id, _attempt.c.n)
 )
+
+
+def _count(state: CallbackState) -> sa.SelectBase:
+    # A select for each state, so that each reads the index of its own.
+    return sa.select(
+        sa.literal(state.value), sa.func.count(), sa.func.min(callback.c.next_at)
+    ).where(callback.c.state == state.value)
+
+
 BACKLOG = Statement(
-    sa.select(callback.c.state, sa.func.count(), sa.func.min(callback.c.next_at))
-    # Literals: an IN list of values would be expanded anew at each run.
-    .where(
-        callback.c.state.in_([sa.literal_column(s) for s in ("'due'", "'in_flight'", "'failed'")])
-    )
-    .group_by(callback.c.state)
+    sa.union_all(*map(_count, (CallbackState.DUE, CallbackState.IN_FLIGHT, CallbackState.FAILED)))
 )

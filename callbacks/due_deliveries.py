@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from callbacks.claims import ClaimDue
 from callbacks.database import Database, DatabaseClosed
-from callbacks.delivery_writes import ClaimDue
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery
 
@@ -26,6 +26,8 @@ class DueDeliveries:
         database: Where the outbox is.
         lease: Of this process: nothing is claimed unless it holds.
         capacity: How many deliveries memory holds.
+        each: How many of one destination are taken at a time.
+        probe_ms: How long the probe of an open breaker is waited for.
         room: How many more it has room for.
         busy: The destinations that have enough in memory.
         submit: Takes the claimed ones.
@@ -39,6 +41,8 @@ class DueDeliveries:
         lease: Lease,
         *,
         capacity: int,
+        each: int,
+        probe_ms: int,
         room: Callable[[], int],
         busy: Callable[[], list[str]],
         submit: Callable[[Sequence[Delivery]], None],
@@ -48,6 +52,8 @@ class DueDeliveries:
         self._database = database
         self._lease = lease
         self._enough_room = max(1, capacity // 8)  # not one by one
+        self._each = each
+        self._probe_ms = probe_ms
         self._room = room
         self._busy = busy
         self._submit = submit
@@ -108,15 +114,16 @@ class DueDeliveries:
         if room <= 0:
             self._waits_for_room = True
             return idle
-        claimed, next_at = await self._database.write(
-            ClaimDue(self._lease.id, self._now(), room, self._busy())
+        claim = ClaimDue(
+            self._lease.id, self._now(), room, self._each, self._busy(), self._probe_ms
         )
-        self._submit(claimed)
-        if len(claimed) == room:
+        found = await self._database.write(claim)
+        self._submit(found.deliveries)
+        if found.more:
             return 0.0
-        if next_at is None:
+        if found.next_at is None:
             return idle
-        wait = max(0.0, (next_at - self._now()) / 1000)
+        wait = max(0.0, (found.next_at - self._now()) / 1000)
         if self._database.shared:
             # What is due already another process is taking at this moment.
             wait += _SPREAD_SECONDS * (1 + self._draw()) / 2

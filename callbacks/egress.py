@@ -18,6 +18,7 @@ __all__ = [
     "AllowRule",
     "Destination",
     "EgressPolicy",
+    "Webhook",
     "check_callback_url",
     "refused_address",
 ]
@@ -122,6 +123,23 @@ class EgressPolicy:
         return self.allow_private or any(
             rule.private for rule in self.allow if rule.matches(destination)
         )
+
+
+class Webhook:
+    """A URL that the operator configured, and the policy under which it alone may be called.
+
+    Raises:
+        UrlRefused: malformed, or one of the addresses that nobody may call.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Take the URL; its host may be, or resolve to, a private address, over http too."""
+        self.url = url
+        scheme, authority = _scheme_and_authority(url)
+        host, port = _host_and_port(authority, _DEFAULT_PORTS[scheme])
+        rule = AllowRule(host.strip("[]"), port, insecure=True, private=True)
+        self.policy = EgressPolicy(allow=(rule,))
+        self.destination = check_callback_url(url, self.policy)
 
 
 def check_callback_url(raw: str, policy: EgressPolicy) -> Destination:

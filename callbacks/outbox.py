@@ -1,17 +1,19 @@
 """The outbox: what is to be delivered, written in the transactions that decide it.
 
-Rows in flight belong to a process, their `owner`, while its lease lasts; `delivery_writes` has what
-becomes of them.
+Rows in flight belong to a process, their `owner`, while its lease lasts; `outcomes` and `claims`
+have what becomes of them.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import sqlalchemy as sa
 
 from callbacks.database import Row, Statement, Transaction, table_of
+from callbacks.destinations import touch
 from callbacks.records import CallbackRecord, CallbackState
 from nexus_spec.json_text import json_text
 
@@ -44,24 +46,43 @@ class Delivery:
 
     id: int
     token: str
+    slot: int  # below 0: a notice to the operator
     url: str
     destination: str
     headers: Sequence[tuple[str, str]]
     body: bytes
     attempt: int  # the attempt under way, from 1
+    retries: int  # how many attempts have failed, as far as the schedule counts them
     outcome_unknown: bool  # an earlier attempt may have arrived
-    deadline_at: int
+    deadline_at: int  # milliseconds since 1970
     owner: str  # the process that sends it
+    probe: bool = False  # whether its destination's breaker is open
+
+
+class Terms(Protocol):
+    """On what terms this process delivers."""
+
+    @property
+    def owner(self) -> str:
+        """The process, as leases name it."""
+
+    def accepts(self, destination: str) -> bool:
+        """Whether a completion that is frozen now would be sent at once."""
+
+    def max_age_ms(self, destination: str) -> int:
+        """For how long its delivery is tried, in milliseconds."""
 
 
 COLUMNS = (
     callback.c.id,
     callback.c.token,
+    callback.c.slot,
     callback.c.url,
     callback.c.destination,
     callback.c.headers,
     callback.c.body,
     callback.c.attempt,
+    callback.c.retries,
     callback.c.outcome_unknown,
     callback.c.deadline_at,
     callback.c.owner,
@@ -77,15 +98,24 @@ _REGISTER = Statement(
         headers=_bind("headers"),
         state=CallbackState.REGISTERED.value,
         attempt=0,
+        retries=0,
         outcome_unknown=0,
         created_at=_bind("now"),
     )
 )
 _HASHES = Statement(
-    sa.select(callback.c.registration_hash).where(callback.c.token == _bind("token"))
+    sa.select(callback.c.registration_hash).where(
+        callback.c.token == _bind("token"), callback.c.slot >= 0
+    )
 )
 _REGISTERED = Statement(
-    sa.select(callback.c.id, callback.c.url, callback.c.destination, callback.c.headers).where(
+    sa.select(
+        callback.c.id,
+        callback.c.slot,
+        callback.c.url,
+        callback.c.destination,
+        callback.c.headers,
+    ).where(
         callback.c.token == _bind("token"),
         callback.c.state == CallbackState.REGISTERED.value,
     )
@@ -162,61 +192,67 @@ async def freeze(
     completion: Callable[[], RenderedCompletion],
     *,
     now: int,
-    max_age_ms: int,
-    claim: bool,
-    owner: str,
+    terms: Terms,
 ) -> list[Delivery]:
     """Freeze a completion into every registered callback of an operation that ends.
+
+    Where this process accepts the destination, attempt 1 follows at once, from memory: the rows
+    are born in flight, so that a crash leaves an attempt of unknown outcome behind. Otherwise they
+    are due, and whoever has room takes them.
 
     Args:
         tx: The transaction that ends the operation, and has locked it.
         token: The operation.
         completion: Asked once, and only where there is a callback.
         now: Milliseconds since 1970.
-        max_age_ms: How long delivery is tried.
-        claim: Whether attempt 1 follows at once, from memory. The rows are then born in flight,
-            so that a crash leaves an attempt of unknown outcome behind; otherwise they are due, and
-            whoever has room takes them.
-        owner: The process that claims them.
+        terms: On what terms this process delivers.
+
+    Returns:
+        What this process has to send now.
     """
     deliveries: list[Delivery] = []
     rows = await tx.fetch(_REGISTERED, {"token": token})
     if not rows:
         return deliveries
     headers, body = completion()
-    for row_id, url, destination, own in rows:
+    for row_id, slot, url, destination, own in rows:
         all_headers = [(str(n), str(v)) for n, v in json.loads(own)]
         all_headers += headers
+        claim = terms.accepts(destination)
+        deadline_at = now + terms.max_age_ms(destination)
         await tx.execute(
             _FREEZE,
             {
                 "row_id": row_id,
                 "new_state": CallbackState.IN_FLIGHT if claim else CallbackState.DUE,
-                "new_owner": owner if claim else None,
+                "new_owner": terms.owner if claim else None,
                 "new_headers": json_text(all_headers),
                 "new_body": body,
                 "new_attempt": 1 if claim else 0,
                 "now": now,
-                "new_deadline_at": now + max_age_ms,
+                "new_deadline_at": deadline_at,
             },
         )
-        if claim:
-            deliveries.append(
-                Delivery(
-                    id=row_id,
-                    token=token,
-                    url=url,
-                    destination=destination,
-                    headers=all_headers,
-                    body=body,
-                    attempt=1,
-                    outcome_unknown=False,
-                    deadline_at=now + max_age_ms,
-                    owner=owner,
-                )
+        if not claim:
+            await touch(tx, destination, now)
+            await tx.notify("deliver", "")
+            continue
+        deliveries.append(
+            Delivery(
+                id=row_id,
+                token=token,
+                slot=slot,
+                url=url,
+                destination=destination,
+                headers=all_headers,
+                body=body,
+                attempt=1,
+                retries=0,
+                outcome_unknown=False,
+                deadline_at=deadline_at,
+                owner=terms.owner,
             )
-    if not claim:
-        await tx.notify("deliver", "")
+        )
     return deliveries
 
 
@@ -232,16 +268,31 @@ async def frozen_by(tx: Transaction, token: str, owner: str, now: int) -> list[D
 
 def read_delivery(row: Row) -> Delivery:
     """Turn a row of `COLUMNS`, claimed, into its value."""
-    row_id, token, url, destination, headers, body, attempt, unknown, deadline_at, owner = row
+    (
+        row_id,
+        token,
+        slot,
+        url,
+        destination,
+        headers,
+        body,
+        attempt,
+        retries,
+        outcome_unknown,
+        deadline_at,
+        owner,
+    ) = row
     return Delivery(
         id=row_id,
         token=token,
+        slot=slot,
         url=url,
         destination=destination,
         headers=[(str(n), str(v)) for n, v in json.loads(headers)],
         body=body,
         attempt=attempt,
-        outcome_unknown=bool(unknown),
+        retries=retries,
+        outcome_unknown=bool(outcome_unknown),
         deadline_at=deadline_at,
         owner=owner,
     )

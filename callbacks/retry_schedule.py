@@ -1,6 +1,6 @@
 """When a completion is sent again, and when it is not: no clock, no I/O, no randomness."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -20,12 +20,20 @@ from nexus_spec import (
 )
 from nexus_spec.headers import REQUEST_RETRYABLE
 
-__all__ = ["Decision", "RetryPolicy", "Verdict", "judge", "parse_retry_after"]
+__all__ = [
+    "PERMANENT_STATUSES",
+    "Decision",
+    "RetryPolicy",
+    "Verdict",
+    "judge",
+    "parse_retry_after",
+]
 
 RETRY_AFTER_MOST = timedelta(hours=1)
 
 # 410 is not a type of the specification, but says plainly that the receiver will not come back.
-_PERMANENT_STATUSES = frozenset({400, 401, 403, 404, 409, 410, 501})
+PERMANENT_STATUSES = frozenset({400, 401, 403, 404, 409, 410, 501})
+"""Answers after which a completion is not sent again, unless the answer itself says otherwise."""
 
 
 class Decision(StrEnum):
@@ -87,18 +95,18 @@ class RetryPolicy:
         return timedelta(seconds=wait_seconds * (1 + self.jitter * (2 * random - 1)))
 
     def next_delay(
-        self, attempts: int, random: float, *, age: timedelta, retry_after: timedelta | None = None
+        self, attempts: int, random: float, *, left: timedelta, retry_after: timedelta | None = None
     ) -> timedelta | None:
         """Return the wait before the next attempt, or None when it would come too late.
 
         Args:
             attempts: how many have been made.
             random: a number from 0 to 1.
-            age: how long ago the operation ended.
+            left: for how long delivery may still be tried.
             retry_after: what the destination asked for; never shortens the wait.
         """
         wait = max(self.delay(attempts, random), retry_after or timedelta(0))
-        return wait if age + wait <= self.max_age else None
+        return wait if wait <= left else None
 
 
 def judge(
@@ -106,6 +114,7 @@ def judge(
     *,
     previous_unknown: bool,
     now: datetime,
+    permanent_statuses: Set[int] = PERMANENT_STATUSES,
 ) -> Verdict:
     """Decide what an answer, or the lack of one, means for a completion.
 
@@ -122,6 +131,7 @@ def judge(
             addresses change.
         previous_unknown: an earlier attempt may have been received.
         now: the current time, for a `Retry-After` that is a date.
+        permanent_statuses: other answers that count as permanent by themselves.
 
     Spec: SPEC.md#callback-urls
     """
@@ -131,7 +141,7 @@ def judge(
     if 200 <= status < 300:
         return Verdict(decision=Decision.DELIVERED)
     reason = f"answered {status}"
-    if _is_retryable(outcome):
+    if _is_retryable(outcome, permanent_statuses):
         retry_after = outcome.headers.get("retry-after")
         return Verdict(
             decision=Decision.RETRY,
@@ -182,7 +192,7 @@ def _judge_error(error: ClientError | CallbackError) -> Verdict:
     )
 
 
-def _is_retryable(response: SentResponse) -> bool:
+def _is_retryable(response: SentResponse, permanent_statuses: Set[int]) -> bool:
     if response.status >= 400:
         error = _typed_error(response)
         if error is not None:
@@ -190,7 +200,7 @@ def _is_retryable(response: SentResponse) -> bool:
         header = response.headers.get(REQUEST_RETRYABLE, "").lower()
         if header in {"true", "false"}:
             return header == "true"
-    return response.status not in _PERMANENT_STATUSES
+    return response.status not in permanent_statuses
 
 
 def _typed_error(response: SentResponse) -> HandlerError | None:

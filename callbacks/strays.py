@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 
 from callbacks.database import Database, DatabaseClosed, persist
-from callbacks.delivery_writes import IN_FLIGHT_OF, InFlight, RecoverInFlight, Release
+from callbacks.in_flight import IN_FLIGHT_OF, InFlight, RecoverInFlight, Release
 from callbacks.leases import Lease
 
 logger = logging.getLogger(__name__)

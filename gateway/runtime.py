@@ -10,6 +10,7 @@ from nexusrpc.handler import OperationHandlerMiddleware
 
 from callbacks.database import Database, Statement
 from callbacks.delivery import DeliveryService
+from callbacks.egress import EgressPolicy
 from callbacks.leases import Lease
 from callbacks.sender import AiohttpSender
 from callbacks.signing_keys import CALLS, SigningKeys
@@ -175,14 +176,15 @@ class _Parts:
         self.database = database
         self.lease = Lease(self.database, seconds=settings.lease_seconds)
         self.delivery_seconds = Histogram()
+        notices = settings.notices
         self.delivery = DeliveryService(
             self.database,
-            AiohttpSender(
-                settings.egress,
-                connections_per_destination=settings.callbacks.per_destination,
-            ),
+            _sender(settings, settings.egress),
             settings.delivery,
             lease=self.lease,
+            # Connections of one policy are of no use to the other: callers may not go where the
+            # operator's own webhook is.
+            notice_sender=None if notices is None else _sender(settings, notices.policy),
             observe=self.delivery_seconds.observe,
             around_attempt=self.telemetry.around_attempt,
         )
@@ -224,6 +226,11 @@ class _Parts:
             await self.database.aclose()
             # It blocks while a collector does not answer.
             await asyncio.to_thread(self.telemetry.close)
+
+
+def _sender(settings: Settings, policy: EgressPolicy) -> AiohttpSender:
+    most = max(rule.concurrency for rule in settings.callbacks.rules.all)
+    return AiohttpSender(policy, connections_per_destination=most)
 
 
 def registry(

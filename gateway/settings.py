@@ -29,11 +29,15 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from callbacks.breaker import BreakerPolicy
 from callbacks.database import InvalidDatabaseUrl, check_url
+from callbacks.dead_letters import Notice
 from callbacks.delivery import DeliverySettings
-from callbacks.egress import AllowRule, EgressPolicy
+from callbacks.delivery_rules import DeliveryRule, DeliveryRules
+from callbacks.egress import AllowRule, EgressPolicy, Webhook
+from callbacks.errors import UrlRefused
 from callbacks.leases import LEASE_SECONDS
-from callbacks.retry_schedule import RetryPolicy
+from callbacks.retry_schedule import PERMANENT_STATUSES, RetryPolicy
 from clients.endpoint import check_base_url
 from handlers.engine_settings import EngineSettings
 from handlers.outgoing_calls import RemoteEndpoint
@@ -121,13 +125,86 @@ class AllowRuleSettings(_Section):
         return host
 
 
-class CallbackSettings(_Section):
-    """How completions are delivered."""
+class DeliveryRuleSettings(_Section):
+    """The schedule and the bounds of deliveries; see `callbacks.delivery_rules.DeliveryRule`."""
+
+    attempt_timeout_seconds: float = Field(default=10.0, gt=0, le=600)
+    max_age_seconds: float = Field(default=72 * 3600.0, gt=0, le=_CENTURY_SECONDS)
+    first_retry_seconds: float = Field(default=1.0, gt=0, le=86_400)
+    longest_retry_seconds: float = Field(default=3600.0, gt=0, le=86_400)
+    permanent_statuses: list[Annotated[int, Field(ge=300, le=599)]] = Field(
+        default_factory=lambda: sorted(PERMANENT_STATUSES)
+    )
+    per_destination: int = Field(default=64, ge=1)
+    per_second: float | None = Field(default=None, gt=0)
+    breaker_failures: int = Field(default=5, ge=1)
+    breaker_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    breaker_longest_seconds: float = Field(default=900.0, gt=0, le=86_400)
+
+    @property
+    def rule(self) -> DeliveryRule:
+        """The same as delivery takes it."""
+        return DeliveryRule(
+            retry=RetryPolicy(
+                first=timedelta(seconds=self.first_retry_seconds),
+                cap=timedelta(seconds=self.longest_retry_seconds),
+                max_age=timedelta(seconds=self.max_age_seconds),
+            ),
+            permanent_statuses=frozenset(self.permanent_statuses),
+            breaker=BreakerPolicy(
+                failures=self.breaker_failures,
+                first=timedelta(seconds=self.breaker_seconds),
+                cap=timedelta(seconds=self.breaker_longest_seconds),
+            ),
+            attempt_timeout_seconds=self.attempt_timeout_seconds,
+            concurrency=self.per_destination,
+            per_second=self.per_second,
+        )
+
+
+class DestinationSettings(DeliveryRuleSettings):
+    """How some destinations are delivered to; what is not said is as for all the others."""
+
+    host: str
+    port: int | None = Field(default=None, ge=1, le=65535)
+
+    @field_validator("host")
+    @classmethod
+    def _is_a_pattern(cls, host: str) -> str:
+        AllowRule(host)
+        return host
+
+
+class CallbackSettings(DeliveryRuleSettings):
+    """How completions are delivered, and where to."""
 
     allow: list[AllowRuleSettings] = Field(default_factory=list)
-    attempt_timeout_seconds: float = Field(default=10.0, gt=0)
-    max_age_seconds: float = Field(default=72 * 3600.0, gt=0)
-    per_destination: int = Field(default=64, ge=1)
+    concurrency: int = Field(default=1024, ge=1)
+    dead_letter_webhook: str | None = None
+    destinations: list[DestinationSettings] = Field(default_factory=list)
+
+    @field_validator("dead_letter_webhook")
+    @classmethod
+    def _can_be_called(cls, url: str | None) -> str | None:
+        if url is not None:
+            try:
+                Webhook(url)
+            except UrlRefused as error:
+                raise ValueError(str(error).removeprefix("callback URL: ")) from None
+        return url
+
+    @property
+    def rules(self) -> DeliveryRules:
+        """The rule of every destination."""
+        general = {name: getattr(self, name) for name in DeliveryRuleSettings.model_fields}
+        rules = []
+        for each in self.destinations:
+            said = {name: getattr(each, name) for name in each.model_fields_set}
+            rule = DeliveryRuleSettings.model_validate(
+                {k: v for k, v in (general | said).items() if k in general}
+            ).rule
+            rules.append((each.host, each.port, rule))
+        return DeliveryRules(self.rule, rules)
 
 
 class Settings(BaseSettings):
@@ -204,11 +281,19 @@ class Settings(BaseSettings):
     @property
     def delivery(self) -> DeliverySettings:
         """How completions are delivered."""
-        return DeliverySettings(
-            retry=RetryPolicy(max_age=timedelta(seconds=self.callbacks.max_age_seconds)),
-            attempt_timeout_seconds=self.callbacks.attempt_timeout_seconds,
-            per_destination=self.callbacks.per_destination,
-        )
+        rules = self.callbacks.rules
+        notice = None
+        if self.notices is not None:
+            destination = self.notices.destination.name
+            max_age_ms = rules.of(destination).max_age_ms
+            notice = Notice(self.notices.url, destination, max_age_ms)
+        return DeliverySettings(rules=rules, concurrency=self.callbacks.concurrency, notice=notice)
+
+    @property
+    def notices(self) -> Webhook | None:
+        """Where the operator is told of completions that are given up."""
+        url = self.callbacks.dead_letter_webhook
+        return None if url is None else Webhook(url)
 
     @property
     def engine(self) -> EngineSettings:

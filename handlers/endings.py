@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from nexusrpc import Content, Link, OperationError, OperationErrorState
 
 from callbacks.database import Writer, persist
-from callbacks.outbox import Delivery, RenderedCompletion
+from callbacks.outbox import Delivery, RenderedCompletion, Terms
 from handlers.clock import Clock
 from handlers.live_operation import links_from_json
 from handlers.records import State
@@ -38,19 +38,11 @@ from nexus_spec.limits import PAYLOAD_BYTES
 Waiter = asyncio.Future[Succeeded | None]
 
 
-class Deliveries(Protocol):
+class Deliveries(Terms, Protocol):
     """Where frozen completions go: the delivery of `callbacks`."""
-
-    max_age_ms: int
-
-    def has_room(self) -> bool:
-        """Whether a completion that is frozen now would be sent at once."""
 
     def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Send completions that were frozen as claimed."""
-
-    def wake(self) -> None:
-        """Look for deliveries that are due."""
 
 
 @dataclass(slots=True)
@@ -159,19 +151,17 @@ class Endings:
         stats: EngineStats,
         *,
         clock: Clock,
-        owner: str,
         retention_ms: int,
     ) -> None:
         """Make what ends operations.
 
-        Take the database, where completions go, the counters, the clock, the process that will
-        own the deliveries, and how long an operation is kept after its end.
+        Take the database, where completions go, the counters, the clock, and how long an operation
+        is kept after its end.
         """
         self._database = database
         self._deliveries = deliveries
         self._stats = stats
         self._clock = clock
-        self._owner = owner
         self._retention_ms = retention_ms
         self._last_end = 0
         self._waiting: defaultdict[str, list[Waiter]] = defaultdict(list)
@@ -206,7 +196,6 @@ class Endings:
         if epoch is None:
             # Two ends from outside in one millisecond must not be taken for one that is repeated.
             now = self._last_end = max(now, self._last_end + 1)
-        claim = self._deliveries.has_room()
         content = ended.content
         links = tuple(links)
         completion: Callable[[], RenderedCompletion] = partial(
@@ -238,17 +227,13 @@ class Endings:
                 completion=completion,
                 now=now,
                 retention_ms=self._retention_ms,
-                max_age_ms=self._deliveries.max_age_ms,
-                claim=claim,
-                owner=self._owner,
+                terms=self._deliveries,
             ),
         )
         if deliveries is None:
             return False
-        if claim:
+        if deliveries:
             self._deliveries.submit(deliveries)
-        else:
-            self._deliveries.wake()
         self._stats.ended[(*labels, ended.state.value)] += 1
         self._stats.duration.observe((now - created_at) / 1000)
         # Of what ends otherwise the row alone says what a caller is to see of it.

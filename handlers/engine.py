@@ -86,7 +86,6 @@ class Engine:
             deliveries,
             self.stats,
             clock=clock,
-            owner=lease.id,
             retention_ms=round(settings.retention.total_seconds() * 1000),
         )
         outgoing = outgoing or OutgoingCalls({}, SigningKeys(database, CALLS))

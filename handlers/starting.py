@@ -271,8 +271,7 @@ class Starting:
                         request.callback,
                         self._clock.now_ms(),
                         completion,
-                        self._deliveries.max_age_ms,
-                        self._lease.id,
+                        self._deliveries,
                     )
                 )
                 # Sent by the commit and not by this request, which may be cut off.

@@ -14,7 +14,13 @@ from callbacks.database.errors import (
     InvalidDatabaseUrl,
     OutcomeUnknown,
 )
-from callbacks.database.expressions import database_now, listed
+from callbacks.database.expressions import (
+    database_now,
+    greatest,
+    least,
+    listed,
+    listed_rows,
+)
 from callbacks.database.persist import Writer, persist
 from callbacks.database.sqlite import SqliteDatabase
 from callbacks.database.statements import (
@@ -51,8 +57,11 @@ __all__ = [
     "Writer",
     "check_url",
     "database_now",
+    "greatest",
     "is_postgres",
+    "least",
     "listed",
+    "listed_rows",
     "open_database",
     "partial_index",
     "persist",

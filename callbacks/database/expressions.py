@@ -7,6 +7,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.sql.selectable import TableValuedAlias
 
 
 class database_now(FunctionElement[int]):  # noqa: N801  # a function, as SQLAlchemy's own
@@ -48,10 +49,38 @@ def _texts_on_postgresql(element: _json_texts, compiler: SQLCompiler, **kw: Any)
     return f"json_array_elements_text(CAST({compiler.process(element.clauses, **kw)} AS json))"
 
 
+class greatest(GenericFunction[int]):  # noqa: N801  # a function, as SQLAlchemy's own
+    """The greatest of several numbers, none of which may be NULL."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+class least(GenericFunction[int]):  # noqa: N801  # likewise
+    """The least of several numbers, none of which may be NULL."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(greatest, "sqlite")
+def _greatest_on_sqlite(element: greatest, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"max({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(least, "sqlite")
+def _least_on_sqlite(element: least, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"min({compiler.process(element.clauses, **kw)})"
+
+
 def listed(parameter: str) -> sa.Select[tuple[str]]:
     """Return a query for the texts of a JSON array that is bound as one parameter.
 
     For `column.in_(listed("names"))`: an IN list of values would be compiled anew for each length.
     """
-    rows = _json_texts(sa.bindparam(parameter, type_=sa.String)).table_valued("value")
-    return sa.select(rows.c.value)
+    return sa.select(listed_rows(parameter).c.value)
+
+
+def listed_rows(parameter: str) -> TableValuedAlias:
+    """Return the same texts as something to join with; their column is `value`."""
+    return _json_texts(sa.bindparam(parameter, type_=sa.String)).table_valued("value")

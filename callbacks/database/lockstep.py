@@ -142,6 +142,21 @@ async def run_single(
 
 
 async def _run(connection: Connection, statement: Statement, members: list[_Progress]) -> None:
+    if statement.idempotent and len(members) > 1:
+        alike: dict[tuple[Any, ...], list[_Progress]] = {}
+        for each in members:
+            assert each.request is not None
+            params = tuple(each.request.params[name] for name in statement.postgres.single.names)
+            alike.setdefault(params, []).append(each)
+        await _run_each(connection, statement, [same[0] for same in alike.values()])
+        for first, *others in alike.values():
+            for each in others:
+                each.reply = first.reply
+    else:
+        await _run_each(connection, statement, members)
+
+
+async def _run_each(connection: Connection, statement: Statement, members: list[_Progress]) -> None:
     batched = statement.postgres.batched
     if batched is None or len(members) == 1:
         for each in members:

@@ -30,18 +30,34 @@ def table_of(model: type[SQLModel]) -> Table:
     return cast("Table", model.__table__)  # type: ignore[attr-defined]  # set by SQLModel
 
 
-def partial_index(name: str, column: str, *, where: str) -> Index:
+def partial_index(name: str, *columns: str, where: str) -> Index:
     """Return an index of the rows for which a condition holds, on either database."""
-    return Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Statement:
     """A statement ready for the driver; parameters are given by name on each run."""
 
-    __slots__ = ("_clause", "_or_ignore", "_postgres", "sql")
+    __slots__ = ("_clause", "_or_ignore", "_postgres", "idempotent", "sql")
 
-    def __init__(self, clause: ClauseElement, *, or_ignore: bool = False) -> None:
-        """Compile a statement; with `or_ignore`, an insert skips rows that are there already."""
+    def __init__(
+        self,
+        clause: ClauseElement,
+        *,
+        or_ignore: bool = False,
+        idempotent: bool = False,
+        on_postgres: ClauseElement | None = None,
+    ) -> None:
+        """Compile a statement.
+
+        Args:
+            clause: What it does.
+            or_ignore: An insert skips rows that are there already.
+            idempotent: Running it twice in a row is as good as once: writes of one transaction
+                that run it with the same parameters at the same time may share one run.
+            on_postgres: Does the same on PostgreSQL, where `clause` would be slow or is not
+                understood.
+        """
         # Times are stored as integers (milliseconds since 1970, UTC) and documents as text or
         # bytes, so that parameters and rows need no conversion on the way.
         compiled = clause.compile(dialect=_DIALECT)
@@ -49,7 +65,8 @@ class Statement:
         self.sql = with_literals(compiled)
         if or_ignore:
             self.sql = ignoring_conflicts(self.sql, compiled)
-        self._clause = clause
+        self.idempotent = idempotent
+        self._clause = clause if on_postgres is None else on_postgres
         self._or_ignore = or_ignore
         self._postgres: PostgresForms | None = None
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from callbacks import outbox
 from callbacks.database import Statement, Transaction
-from callbacks.outbox import Delivery, RenderedCompletion
+from callbacks.outbox import Delivery, RenderedCompletion, Terms
 from handlers.records import State
 from handlers.store.fence import fence
 from handlers.store.operations import is_open, operation
@@ -61,9 +61,7 @@ class Finish:
     completion: Callable[[], RenderedCompletion]  # asked where there is a callback
     now: int  # no other end that this process gives to the operation has the same
     retention_ms: int
-    max_age_ms: int
-    claim: bool
-    owner: str  # this process, which sends the deliveries where it claims them
+    terms: Terms  # on which this process delivers
 
     @property
     def subject(self) -> str | None:
@@ -82,9 +80,7 @@ class Finish:
             self.token,
             self.completion,
             now=self.now,
-            max_age_ms=self.max_age_ms,
-            claim=self.claim,
-            owner=self.owner,
+            terms=self.terms,
         )
         await tx.execute(
             _END,
@@ -113,6 +109,4 @@ class Finish:
         }
         if not await tx.fetch(_ENDED_BY_THIS, ended):
             return None
-        if not self.claim:
-            return []
-        return list(await outbox.frozen_by(tx, self.token, self.owner, self.now))
+        return await outbox.frozen_by(tx, self.token, self.terms.owner, self.now)

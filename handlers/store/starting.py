@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from callbacks import outbox
 from callbacks.database import Statement, Transaction
-from callbacks.outbox import Delivery, Registration, RenderedCompletion
+from callbacks.outbox import Delivery, Registration, RenderedCompletion, Terms
 from handlers.records import State
 from handlers.store.operations import COLUMNS, StoredOperation, is_open, operation, read_operation
 
@@ -130,8 +130,7 @@ class AddCallback:
     registration: Registration
     now: int
     completion: RenderedCompletion | None
-    max_age_ms: int
-    owner: str  # this process, which sends what is frozen
+    terms: Terms  # on which this process delivers
 
     @property
     def subject(self) -> str | None:
@@ -159,7 +158,5 @@ class AddCallback:
             self.token,
             lambda: completion,
             now=self.now,
-            max_age_ms=self.max_age_ms,
-            claim=True,
-            owner=self.owner,
+            terms=self.terms,
         )

@@ -152,7 +152,7 @@ async def _replay(
     serializer = PayloadSerializer()
     stats = EngineStats()
     clock = Clock()
-    endings = Endings(probe, Undelivered(), stats, clock=clock, owner="", retention_ms=0)
+    endings = Endings(probe, Undelivered(), stats, clock=clock, retention_ms=0)
     with ThreadPoolExecutor(1) as threads:
         runner = DurableRunner(
             probe,

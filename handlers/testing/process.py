@@ -73,16 +73,17 @@ class _Disown:
 class Undelivered:
     """Takes completions and sends none: the test asks for results itself."""
 
-    max_age_ms = 72 * 3_600_000
+    owner = ""
 
-    def has_room(self) -> bool:
+    def accepts(self, destination: str) -> bool:
         """Nothing is sent by this process."""
         return False
 
-    def submit(self, deliveries: Sequence[Delivery]) -> None:
-        """Send nothing."""
+    def max_age_ms(self, destination: str) -> int:
+        """Tried for three days, by whoever would."""
+        return 72 * 3_600_000
 
-    def wake(self) -> None:
+    def submit(self, deliveries: Sequence[Delivery]) -> None:
         """Send nothing."""
 
 

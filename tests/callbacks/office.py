@@ -22,8 +22,9 @@ from callbacks.database import (
 from callbacks.database.database import Subscriber
 from callbacks.delivery import DeliveryService, DeliverySettings
 from callbacks.delivery_queries import CALLBACKS_OF
+from callbacks.delivery_rules import DeliveryRule, DeliveryRules
 from callbacks.leases import Lease
-from callbacks.outbox import Delivery, Registration
+from callbacks.outbox import Delivery, Registration, Terms
 from callbacks.records import ReplicaRecord
 from clients.sender import SentResponse
 from nexus_spec import Headers
@@ -44,6 +45,11 @@ _EXPIRE = Statement(
 def answer(status: int, **headers: str) -> SentResponse:
     named = Headers.from_pairs((k.replace("_", "-"), v) for k, v in headers.items())
     return SentResponse(status, named, b"\xffexcerpt", "192.0.2.1:80")
+
+
+def one_rule(**fields: Any) -> DeliveryRules:
+    """The same rule for all destinations."""
+    return DeliveryRules(DeliveryRule(**fields))
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -181,17 +187,30 @@ class Registered:
     token: str
     registration: Registration
     now: int
-    max_age_ms: int
-    claim: bool
-    owner: str
+    terms: Terms
     subject = None
 
     async def apply(self, tx: Transaction) -> list[Delivery]:
         await outbox.register(tx, self.token, self.registration, self.now)
         return await outbox.freeze(
             tx, self.token, lambda: ([("Nexus-Operation-State", "succeeded")], BODY), now=self.now,
-            max_age_ms=self.max_age_ms, claim=self.claim, owner=self.owner,
+            terms=self.terms,
         )  # fmt: skip
+
+
+@dataclass
+class FixedTerms:
+    """Terms that do not depend on anything."""
+
+    owner: str = "me"
+    claim: bool = True
+    age_ms: int = 72 * HOUR_MS
+
+    def accepts(self, destination: str) -> bool:
+        return self.claim
+
+    def max_age_ms(self, destination: str) -> int:
+        return self.age_ms
 
 
 @dataclass
@@ -296,16 +315,19 @@ class Office:
         """Have the database's clock pass the end of this process's lease."""
         await self.database.real.write(Run(_EXPIRE, {"row_id": self.lease.id}))
 
-    def ending(self, token: str, host: str = "caller.example", *, claim: bool) -> Registered:
+    def ending(
+        self, token: str, host: str = "caller.example", *, claim: bool | None = None
+    ) -> Registered:
+        """The end of an operation; `claim`: whatever the service would say."""
         registration = Registration(f"http://{host}/cb", f"http://{host}:80", {"Token": "t"})
-        return Registered(
-            token, registration, self.now(), self.service.max_age_ms, claim, self.lease.id
-        )
+        terms: Terms = self.service
+        if claim is not None:
+            terms = FixedTerms(self.lease.id, claim=claim)
+        return Registered(token, registration, self.now(), terms)
 
     async def end(self, token: str, host: str = "caller.example", *, submit: bool = True) -> None:
-        claim = self.service.has_room()
-        deliveries = await self.database.write(self.ending(token, host, claim=claim))
-        if claim and submit:
+        deliveries = await self.database.write(self.ending(token, host))
+        if submit:
             self.service.submit(deliveries)
 
     async def leave(self, token: str, host: str = "caller.example") -> None:

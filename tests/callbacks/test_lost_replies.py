@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from callbacks.claims import GiveBack
 from callbacks.database import OutcomeUnknown, Write
 from callbacks.delivery_queries import ATTEMPTS_OF
-from callbacks.delivery_writes import Attempt, Close, GiveBack, Retry
-from callbacks.records import CallbackState
+from callbacks.outcomes import Attempt, Delivered, GiveUp, Retry
 from tests.callbacks.conftest import OpenOffice
 from tests.callbacks.office import FrozenBy, Office, Sender, answer, until
 
@@ -36,7 +36,7 @@ async def look_twice(office: Office) -> None:
 
 @pytest.mark.parametrize(
     ("status", "name", "state"),
-    [(200, "Close", "delivered"), (400, "Close", "failed"), (500, "Retry", "due")],
+    [(200, "Delivered", "delivered"), (400, "GiveUp", "failed"), (500, "Retry", "due")],
 )
 async def test_an_outcome_is_written_once(
     open_office: OpenOffice, status: int, name: str, state: str
@@ -77,7 +77,7 @@ async def test_what_is_held_is_no_stray(open_office: OpenOffice) -> None:
     await office.end("t1")
     await look_twice(office)
     assert (await office.row("t1"))[:2] == ("in_flight", 1)
-    office.database.refuses = lambda write: type(write).__name__ == "Close"
+    office.database.refuses = lambda write: type(write).__name__ == "Delivered"
     gate.set()
     await until(lambda: office.service.stats.delivered)
     await look_twice(office)  # sent, and its outcome not yet written
@@ -129,20 +129,20 @@ async def test_writes_of_an_earlier_attempt_change_nothing(open_office: OpenOffi
     office = await open_office()
     (delivery,) = await office.database.write(office.ending("t1", claim=True))
     attempt = Attempt(1, 0, 1, 500, None, None, None)
-    retry = Retry(delivery, office.time, outcome_unknown=False, attempt=attempt)
+    retry = Retry(delivery, office.time, "answered 500", False, office.time, attempt)
     office.sender.gate = asyncio.Event()
     await office.database.write(retry)
     office.service.wake()
     await office.is_("t1", "in_flight", 2)
     for stale in (
         retry,
-        Close(delivery, CallbackState.FAILED, office.time, attempt),
+        GiveUp(delivery, "refused", office.time, attempt, None),
         GiveBack(delivery, office.time),
     ):
         await office.database.write(stale)
         assert (await office.row("t1"))[:2] == ("in_flight", 2)
     assert len(await office.database.fetch(ATTEMPTS_OF, {"token": "t1"})) == 1
-    await office.database.write(Close(delivery, CallbackState.DELIVERED, office.time, attempt))
+    await office.database.write(Delivered(delivery, office.time, attempt))
     assert (await office.row("t1"))[0] == "delivered"
     office.sender.gate.set()
     await until(lambda: office.service.held == 0)

@@ -229,16 +229,16 @@ def test_any_number_of_attempts_has_a_wait(attempts: int, random: float) -> None
 
 def test_a_completion_is_given_up_when_the_next_attempt_would_come_too_late() -> None:
     policy = RetryPolicy()
-    age = timedelta(hours=71, minutes=30)
-    assert policy.next_delay(1, 0.5, age=age) == timedelta(seconds=1)
-    assert policy.next_delay(30, 0.5, age=age) is None
-    assert policy.next_delay(1, 0.5, age=age, retry_after=HOUR) is None
-    assert policy.next_delay(30, 0.5, age=timedelta(hours=71)) == HOUR
+    left = timedelta(minutes=30)
+    assert policy.next_delay(1, 0.5, left=left) == timedelta(seconds=1)
+    assert policy.next_delay(30, 0.5, left=left) is None
+    assert policy.next_delay(1, 0.5, left=left, retry_after=HOUR) is None
+    assert policy.next_delay(30, 0.5, left=HOUR) == HOUR
 
 
 def test_retry_after_lengthens_a_wait_and_never_shortens_it() -> None:
     policy = RetryPolicy()
-    young = timedelta(0)
+    left = timedelta(hours=72)
     later = timedelta(seconds=90)
-    assert policy.next_delay(1, 0.5, age=young, retry_after=later) == later
-    assert policy.next_delay(9, 0.5, age=young, retry_after=later) == timedelta(seconds=256)
+    assert policy.next_delay(1, 0.5, left=left, retry_after=later) == later
+    assert policy.next_delay(9, 0.5, left=left, retry_after=later) == timedelta(seconds=256)

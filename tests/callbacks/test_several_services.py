@@ -12,7 +12,7 @@ from callbacks.delivery_queries import ATTEMPTS_OF
 from callbacks.retry_schedule import RetryPolicy
 from clients.errors import Unreachable
 from tests.callbacks.conftest import OpenOffice
-from tests.callbacks.office import FakeClock, Office, Sender, answer, until
+from tests.callbacks.office import FakeClock, Office, Sender, answer, one_rule, until
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,9 @@ def full_of(deliveries: int) -> DeliverySettings:
 
 
 async def test_each_delivery_is_sent_by_one_of_them(open_office: OpenOffice) -> None:
-    settings = DeliverySettings(per_destination=4, queued_per_destination=8, in_memory=16)
+    settings = DeliverySettings(
+        rules=one_rule(concurrency=4), queued_per_destination=8, in_memory=16
+    )
     offices = [await open_office(together=True, settings=settings) for _ in range(3)]
     for n in range(150):
         host = f"h{n}.example"
@@ -49,7 +51,7 @@ async def test_what_one_has_no_room_for_another_takes(open_office: OpenOffice) -
     )
     free = await open_office(together=True)
     await full.end("t1")
-    assert not full.service.has_room()
+    assert not full.service.accepts("http://caller.example:80")
     await full.end("t2")  # nobody but the database tells of it
     await full.is_("t2", "delivered", 1)
     assert len(free.sender.posts) == 1
@@ -60,7 +62,9 @@ async def test_what_one_has_no_room_for_another_takes(open_office: OpenOffice) -
 async def test_what_is_given_back_another_takes(open_office: OpenOffice) -> None:
     gate = asyncio.Event()
     leaving = await open_office(
-        together=True, sender=Sender(gate=gate), settings=DeliverySettings(per_destination=1)
+        together=True,
+        sender=Sender(gate=gate),
+        settings=DeliverySettings(rules=one_rule(concurrency=1)),
     )
     staying = await open_office(together=True)
     for n in range(3):
@@ -149,7 +153,7 @@ async def test_a_frozen_process_begins_nothing(open_office: OpenOffice) -> None:
     clock.freeze(12.1)  # of 15
     frozen.service.submit(claimed)
     await frozen.leave("t2")
-    assert not frozen.service.has_room()
+    assert not frozen.service.accepts("http://caller.example:80")
     await frozen.end("t3")
     assert (await frozen.row("t3"))[0] == "due"
     assert frozen.service.held == 1
@@ -162,7 +166,7 @@ async def test_a_frozen_process_begins_nothing(open_office: OpenOffice) -> None:
 
 async def test_what_was_not_begun_is_forgotten_with_the_lease(open_office: OpenOffice) -> None:
     clock, gate = FakeClock(), asyncio.Event()
-    settings = DeliverySettings(per_destination=1)
+    settings = DeliverySettings(rules=one_rule(concurrency=1))
     frozen = await open_office(
         together=True, clock=clock, sender=Sender(gate=gate), settings=settings
     )
@@ -203,7 +207,7 @@ async def test_what_nobody_took_goes_on_after_a_lost_lease(open_office: OpenOffi
 
 @pytest.mark.parametrize("wrong_by_hours", [-2, 2])
 async def test_wrong_clocks_do_no_harm(open_office: OpenOffice, wrong_by_hours: int) -> None:
-    settings = DeliverySettings(retry=RetryPolicy())
+    settings = DeliverySettings(rules=one_rule(retry=RetryPolicy()))
     clock = FakeClock(wrong_by_ms=wrong_by_hours * 3_600_000)
     wrong = await open_office(
         together=True, clock=clock, time_stands_still=False, settings=settings,

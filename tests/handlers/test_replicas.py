@@ -21,6 +21,7 @@ from handlers.records import State
 from handlers.requests import Started, Succeeded
 from handlers.store.ending import Finish
 from handlers.store.journals import AppendJournal, JournalEntry
+from tests.callbacks.office import FixedTerms
 from tests.handlers.replicas import LEASE_SECONDS, Replica
 from tests.handlers.test_steps import work
 from tests.handlers.world import callback, error_of, key, request, until, until_found
@@ -194,9 +195,7 @@ def finish(token: str, epoch: int, owner: str) -> Finish:
         completion=lambda: ((), b""),
         now=int(time.time() * 1000),
         retention_ms=1000,
-        max_age_ms=1000,
-        claim=True,
-        owner=owner,
+        terms=FixedTerms(owner),
     )
 
 

@@ -17,6 +17,7 @@ from handlers.store.journals import LOAD_JOURNAL, AppendJournal, JournalEntry, r
 from handlers.store.operations import operation
 from handlers.store.outside import RequestCancel
 from handlers.store.running import pause
+from tests.callbacks.office import FixedTerms
 from tests.handlers.test_claims import Run, echo
 from tests.handlers.test_poison import Deadly, crashed
 from tests.handlers.test_steps import work
@@ -218,9 +219,7 @@ async def test_what_is_recorded_before_an_end_is_recorded_in_one_transaction_wit
             completion=lambda: ([], b""),
             now=1,
             retention_ms=1,
-            max_age_ms=1,
-            claim=True,
-            owner="me",
+            terms=FixedTerms(),
         )
 
     try:

@@ -18,6 +18,7 @@ from callbacks.database import DatabaseError, DatabaseInUse, SqliteDatabase
 from callbacks.records import (
     CallbackRecord,
     DeliveryAttemptRecord,
+    DestinationRecord,
     ReplicaRecord,
     SigningKeyRecord,
 )
@@ -34,6 +35,7 @@ _MODELS = (
     SignalRecord,
     CallbackRecord,
     DeliveryAttemptRecord,
+    DestinationRecord,
     ReplicaRecord,
     SigningKeyRecord,
     ApiKeyRecord,

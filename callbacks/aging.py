@@ -1,0 +1,78 @@
+"""Gives up what became too old while its destination did not answer, and tidies up behind it."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from callbacks.attempts import DeliveryStats
+from callbacks.database import Database, DatabaseClosed
+from callbacks.dead_letters import Expire, Notice
+from callbacks.destinations import ForgetIdle
+from callbacks.leases import Lease
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 256
+_LOOK_SECONDS = 30.0
+_REMEMBERED_MS = 24 * 3_600_000
+
+
+class Aging:
+    """Looks now and then.
+
+    Args:
+        database: Where the outbox is.
+        lease: Of this process.
+        notice: How the operator is told.
+        stats: Counts what is given up.
+        now: The clock, in milliseconds since 1970.
+        draw: A random number in [0, 1), for jitter.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        *,
+        notice: Notice | None,
+        stats: DeliveryStats,
+        now: Callable[[], int],
+        draw: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._lease = lease
+        self._notice = notice
+        self._stats = stats
+        self._now = now
+        self._draw = draw
+
+    async def run(self) -> None:
+        """Look until the database closes."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS * (0.5 + self._draw()))
+            await self._lease.held()
+            try:
+                await self.look()
+            except DatabaseClosed:
+                return
+            except Exception:
+                logger.exception("cannot look for deliveries that became too old")
+
+    async def look(self) -> None:
+        """Give up what is too old, and forget destinations that made no trouble for a day."""
+        while True:
+            letters = await self._database.write(Expire(self._now(), _AT_ONCE, self._notice))
+            self._stats.failed += len(letters)
+            for letter in letters:
+                logger.error(
+                    "completion given up",
+                    extra={
+                        "token": letter.token,
+                        "destination": letter.destination,
+                        "attempt": letter.attempts,
+                        "reason": letter.reason,
+                    },
+                )
+            if len(letters) < _AT_ONCE:
+                break
+        await self._database.write(ForgetIdle(self._now() - _REMEMBERED_MS))
