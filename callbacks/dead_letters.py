@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from callbacks.database import Statement, Transaction, listed, table_of
-from callbacks.destinations import destination, touch
+from callbacks.destinations import destination, touch, try_soon
 from callbacks.records import CallbackRecord, CallbackState
 from nexus_spec import format_rfc3339
 from nexus_spec.json_text import json_text
@@ -137,17 +137,18 @@ def _moment(ms: int) -> str:
 
 _overdue = (
     sa.select(_callback.c.id)
-    .select_from(destination)
-    .join(_callback, _callback.c.destination == destination.c.name)
     .where(
-        # Elsewhere an attempt comes soon and decides; a disabled one keeps its deliveries.
-        destination.c.open_until.is_not(None),
-        destination.c.disabled_at.is_(None),
         _callback.c.state == CallbackState.DUE.value,
         _callback.c.deadline_at < _bind("now"),
+        _callback.c.destination.in_(
+            # Elsewhere an attempt comes soon and decides; a disabled one keeps its deliveries.
+            sa.select(destination.c.name).where(
+                destination.c.open_until.is_not(None), destination.c.disabled_at.is_(None)
+            )
+        ),
     )
     .limit(_bind("most"))
-    .with_for_update(of=_callback, key_share=True, skip_locked=True)
+    .with_for_update(key_share=True, skip_locked=True)
     .cte("overdue")
 )
 _EXPIRE = Statement(
@@ -253,7 +254,8 @@ class Replay:
                 "new_deadline_at": self.now + self.max_age_ms(name),
             }
             await tx.execute(_REPLAY, values)
-            await touch(tx, name, self.now)
+            # Whoever replays knows that something was mended.
+            await try_soon(tx, name, self.now)
         if rows:
             await tx.notify("deliver", "")
         return [row_id for row_id, _ in rows]

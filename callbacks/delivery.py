@@ -10,8 +10,9 @@ from callbacks.aging import Aging
 from callbacks.attempts import AroundAttempt, Attempts, DeliveryStats
 from callbacks.claims import GiveBack, Keep
 from callbacks.database import Database, DatabaseClosed
-from callbacks.dead_letters import Notice
+from callbacks.dead_letters import Notice, Replay
 from callbacks.delivery_rules import DeliveryRules
+from callbacks.destinations import Disable, Enable, Postpone
 from callbacks.due_deliveries import DueDeliveries
 from callbacks.holds import Holds
 from callbacks.lanes import Lanes
@@ -23,6 +24,7 @@ from clients.sender import Sender
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 1.0
+_POSTPONED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +222,11 @@ class DeliveryService:
         self._due.wake()
 
     @property
+    def closed(self) -> bool:
+        """Whether it sends nothing more."""
+        return self._closing
+
+    @property
     def held(self) -> int:
         """How many deliveries are in memory: queued, under way or being recorded."""
         return len(self._held)
@@ -246,6 +253,26 @@ class DeliveryService:
         self._give_back(delivery for delivery in queued if not delivery.probe)
         for delivery in probes:
             self._lanes.add(delivery)
+
+    # ------------------------------------------------------------ what operators do
+
+    async def disable(self, destination: str) -> None:
+        """Hold the deliveries to a destination back, in all processes; they wait and stay young."""
+        await self._database.write(Disable(destination, self._now()))
+
+    async def enable(self, destination: str) -> None:
+        """Deliver to a destination again, whatever its breaker says.
+
+        What became too old while it was disabled is tried for as long as if it were new.
+        """
+        deadline_at = self._now() + self.max_age_ms(destination)
+        while await self._database.write(Postpone(destination, deadline_at, _POSTPONED_AT_ONCE)):
+            pass
+        await self._database.write(Enable(destination, self._now()))
+
+    async def replay(self, ids: Sequence[int]) -> list[int]:
+        """Deliver completions again that were given up or have arrived; return which."""
+        return await self._database.write(Replay(ids, self._now(), self.max_age_ms))
 
     # ------------------------------------------------------------ attempts
 

@@ -119,6 +119,11 @@ _SET_STANDING = Statement(
         changed_at=_bind("now"),
     )
 )
+_TRY_SOON = Statement(
+    sa.update(destination)
+    .where(destination.c.name == _bind("name"), destination.c.open_until > _bind("now"))
+    .values(open_until=_bind("now"), changed_at=_bind("now"))
+)
 _SET_DISABLED = Statement(
     sa.update(destination)
     .where(destination.c.name == _bind("name"))
@@ -194,6 +199,12 @@ async def touch(tx: Transaction, name: str, now: int) -> None:
     if not await tx.execute(_TOUCH, {"name": name}):
         await know(tx, name, now)
         await tx.execute(_TOUCH, {"name": name})
+
+
+async def try_soon(tx: Transaction, name: str, now: int) -> None:
+    """Let an open breaker have its probe at once, where it does not have one already."""
+    await tx.execute(_TRY_SOON, {"name": name, "now": now})
+    await touch(tx, name, now)
 
 
 async def know(tx: Transaction, name: str, now: int) -> None:

@@ -52,5 +52,7 @@ async def open_office(place: Place) -> AsyncIterator[OpenOffice]:
         return office
 
     yield open_one
+    if offices and not offices[-1].service.closed:
+        assert await offices[-1].not_looked_for() == []
     for office in offices:
         await office.close(0.1)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -16,16 +16,18 @@ from callbacks.database import (
     Statement,
     Transaction,
     Write,
+    greatest,
     open_database,
     table_of,
 )
 from callbacks.database.database import Subscriber
+from callbacks.dead_letters import Notice
 from callbacks.delivery import DeliveryService, DeliverySettings
-from callbacks.delivery_queries import CALLBACKS_OF
 from callbacks.delivery_rules import DeliveryRule, DeliveryRules
+from callbacks.destinations import STANDING_OF, Standing, read_standing
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery, Registration, Terms
-from callbacks.records import ReplicaRecord
+from callbacks.records import CallbackRecord, DestinationRecord, ReplicaRecord
 from clients.sender import SentResponse
 from nexus_spec import Headers
 from tests.support.eventually import eventually
@@ -37,6 +39,45 @@ BODY = b'{"done": true}'
 Answer = SentResponse | Exception
 
 _replica = table_of(ReplicaRecord)
+_destination = table_of(DestinationRecord)
+_callback = table_of(CallbackRecord)
+_NOT_LOOKED_FOR = Statement(
+    sa.select(_callback.c.destination, sa.func.min(_callback.c.next_at), _destination.c.wake_at)
+    .select_from(_callback.outerjoin(_destination, _destination.c.name == _callback.c.destination))
+    .where(_callback.c.state == "due", _destination.c.disabled_at.is_(None))
+    .group_by(
+        _callback.c.destination,
+        _destination.c.wake_at,
+        _destination.c.open_until,
+        _destination.c.probe_until,
+        _destination.c.not_before,
+    )
+    .having(
+        sa.or_(
+            _destination.c.wake_at.is_(None),
+            _destination.c.wake_at
+            > greatest(
+                sa.func.min(_callback.c.next_at),
+                sa.func.coalesce(_destination.c.open_until, 0),
+                sa.func.coalesce(_destination.c.probe_until, 0),
+                sa.func.coalesce(_destination.c.not_before, 0),
+                # Where a destination was looked at and had more: its turn comes again.
+                sa.bindparam("now", type_=sa.BigInteger),
+            ),
+        )
+    )
+)
+_ROW = Statement(
+    sa.select(
+        _callback.c.state,
+        _callback.c.attempt,
+        _callback.c.next_at,
+        _callback.c.id,
+        _callback.c.reason,
+    ).where(
+        _callback.c.token == sa.bindparam("token_is"), _callback.c.slot == sa.bindparam("slot_is")
+    )
+)
 _EXPIRE = Statement(
     sa.update(_replica).where(_replica.c.id == sa.bindparam("row_id")).values(lease_until=0)
 )
@@ -64,6 +105,7 @@ async def until(condition: Callable[[], Any]) -> None:
 @dataclass
 class Sender:
     answers: list[Answer] = field(default_factory=list)
+    of_host: dict[str, Answer] = field(default_factory=dict)  # what it always answers
     posts: list[tuple[str, list[tuple[str, str]], bytes]] = field(default_factory=list)
     gate: asyncio.Event | None = None
     active: Counter[str] = field(default_factory=Counter)
@@ -82,7 +124,7 @@ class Sender:
                 await self.gate.wait()
         finally:
             self.active[host] -= 1
-        got = self.answers.pop(0) if self.answers else answer(200)
+        got = self.of_host.get(host) or (self.answers.pop(0) if self.answers else answer(200))
         if isinstance(got, Exception):
             raise got
         return got
@@ -279,6 +321,7 @@ class Office:
     around: Any = None
     clock: FakeClock | None = None
     lease_seconds: float = 15.0
+    notices: bool = False  # whether the operator has a webhook for dead letters
     seconds: list[float] = field(default_factory=list)
     database: FaultyDatabase = field(init=False)
     lease: Lease = field(init=False)
@@ -288,8 +331,12 @@ class Office:
         self.database = await self.place.connect(together=self.together)
         self.lease = Lease(self.database, seconds=self.lease_seconds, clock=self.clock)
         await self.lease.open()
+        settings = self.settings
+        if self.notices:
+            notice = Notice("http://operator.example/dead", "http://operator.example:80", HOUR_MS)
+            settings = replace(settings, notice=notice)
         self.service = DeliveryService(
-            self.database, self.sender, self.settings, lease=self.lease,
+            self.database, self.sender, settings, lease=self.lease,
             observe=self.seconds.append, around_attempt=self.around,
             now=self.now if self.time_stands_still else None, draw=lambda: 0.5,
         )  # fmt: skip
@@ -297,6 +344,15 @@ class Office:
 
     def now(self) -> int:
         return self.time if self.time_stands_still else self.lease.now_ms()
+
+    async def not_looked_for(self) -> Sequence[Row]:
+        """Return the destinations whose due deliveries nobody will look for in time; a bug."""
+        return await self.database.real.fetch(_NOT_LOOKED_FOR, {"now": self.now()})
+
+    async def standing(self, host: str) -> Standing:
+        """Return what the database knows of a destination."""
+        rows = await self.database.fetch(STANDING_OF, {"name": f"http://{host}:80"})
+        return read_standing(rows[0]) if rows else Standing(f"http://{host}:80")
 
     async def close(self, drain_seconds: float = 5.0) -> None:
         await self.service.close(drain_seconds)
@@ -334,18 +390,30 @@ class Office:
         """End an operation and leave its completion to whoever has room."""
         await self.database.write(self.ending(token, host, claim=False))
 
-    async def row(self, token: str) -> tuple[str, int, int | None]:
+    async def row(self, token: str, slot: int = 0) -> tuple[str, int, int | None]:
         """Return state, attempt and next_at."""
-        _, _, _, state, attempt, next_at, _, _ = (
-            await self.database.fetch(CALLBACKS_OF, {"token": token})
-        )[0]
+        state, attempt, next_at, _, _ = await self._row(token, slot)
         return state, attempt, next_at
 
-    async def is_(self, token: str, state: str, attempt: int | None = None) -> int | None:
+    async def id_of(self, token: str) -> int:
+        """Return the id of an operation's first callback."""
+        return int((await self._row(token, 0))[3])
+
+    async def reason(self, token: str) -> str | None:
+        """Return why the last attempt failed, or why the delivery was given up."""
+        reason: str | None = (await self._row(token, 0))[4]
+        return reason
+
+    async def _row(self, token: str, slot: int) -> Row:
+        return (await self.database.fetch(_ROW, {"token_is": token, "slot_is": slot}))[0]
+
+    async def is_(
+        self, token: str, state: str, attempt: int | None = None, *, slot: int = 0
+    ) -> int | None:
         """Wait for a state; return when the next attempt is."""
 
         async def ask() -> tuple[int | None] | None:
-            now, tried, next_at = await self.row(token)
+            now, tried, next_at = await self.row(token, slot)
             return (next_at,) if now == state and attempt in {None, tried} else None
 
         return (await eventually(ask))[0]
