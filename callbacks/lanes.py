@@ -126,6 +126,7 @@ class Lanes:
             lane = self._line.popleft()
             lane.stands_in_line = False
             if not lane.may_begin:
+                self._tidy(lane)
                 continue
             self._free -= 1
             lane.active += 1

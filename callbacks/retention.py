@@ -14,7 +14,11 @@ _attempt = table_of(DeliveryAttemptRecord)
 _of_tokens = _callback.c.token.in_(listed("tokens"))
 _UNDELIVERED = Statement(
     sa.select(_callback.c.token)
-    .where(_of_tokens, _callback.c.state != CallbackState.DELIVERED.value)
+    .where(
+        _of_tokens,
+        _callback.c.state != CallbackState.DELIVERED.value,
+        _callback.c.slot >= 0,  # a notice to the operator is no reason to keep an operation
+    )
     .distinct()
 )
 _DELETE_ATTEMPTS = Statement(

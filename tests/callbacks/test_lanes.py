@@ -171,3 +171,13 @@ def test_what_was_never_begun_comes_out() -> None:
     assert {each.destination for each in bench.lanes.clear()} == {"http://b:80"}
     bench.end(2)
     assert bench.begun == []
+
+
+def test_a_lane_that_is_emptied_in_line_is_forgotten() -> None:
+    bench = Bench(concurrency=1)
+    bench.add("a")
+    bench.add("b", 2)
+    assert len(bench.lanes.clear(["http://b:80"])) == 2
+    bench.end()
+    bench.add("b")
+    assert bench.under_way == {"b": 1}
