@@ -124,3 +124,13 @@ class SigningKeyRecord(SQLModel, table=True):
     secret: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     created_at: int = Field(sa_type=BigInteger)
     retired_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+RECORDS: tuple[type[SQLModel], ...] = (
+    CallbackRecord,
+    DeliveryAttemptRecord,
+    DestinationRecord,
+    ReplicaRecord,
+    SigningKeyRecord,
+)
+"""Every table of this package."""

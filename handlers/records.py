@@ -118,3 +118,7 @@ class SignalRecord(SQLModel, table=True):
     dedupe_id: str
     payload: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     created_at: int = Field(sa_type=BigInteger)
+
+
+RECORDS: tuple[type[SQLModel], ...] = (OperationRecord, JournalRecord, SignalRecord)
+"""Every table of this package."""

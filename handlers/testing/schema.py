@@ -7,24 +7,11 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlmodel import SQLModel
 
+from callbacks import records as callback_records
 from callbacks.database import table_of
-from callbacks.records import (
-    CallbackRecord,
-    DeliveryAttemptRecord,
-    ReplicaRecord,
-    SigningKeyRecord,
-)
-from handlers.records import JournalRecord, OperationRecord, SignalRecord
+from handlers import records
 
-_TABLES = (
-    OperationRecord,
-    JournalRecord,
-    SignalRecord,
-    CallbackRecord,
-    DeliveryAttemptRecord,
-    ReplicaRecord,
-    SigningKeyRecord,
-)
+_TABLES = (*records.RECORDS, *callback_records.RECORDS)
 
 
 def write_fresh_database(path: Path) -> None:

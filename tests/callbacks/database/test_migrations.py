@@ -14,32 +14,16 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
+from callbacks import records as callback_records
 from callbacks.database import DatabaseError, DatabaseInUse, SqliteDatabase
-from callbacks.records import (
-    CallbackRecord,
-    DeliveryAttemptRecord,
-    DestinationRecord,
-    ReplicaRecord,
-    SigningKeyRecord,
-)
 from gateway.records import ApiKeyRecord
 from gateway.schema import migrate, open_with_schema
-from handlers.records import JournalRecord, OperationRecord, SignalRecord
+from handlers import records
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
-_MODELS = (
-    OperationRecord,
-    JournalRecord,
-    SignalRecord,
-    CallbackRecord,
-    DeliveryAttemptRecord,
-    DestinationRecord,
-    ReplicaRecord,
-    SigningKeyRecord,
-    ApiKeyRecord,
-)
+_MODELS = (*records.RECORDS, *callback_records.RECORDS, ApiKeyRecord)
 
 
 def described(connection: sa.Connection) -> dict[str, object]:
