@@ -23,7 +23,7 @@ from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
-_MODELS = (*records.RECORDS, *callback_records.RECORDS, ApiKeyRecord)
+_MODELS: tuple[type[SQLModel], ...] = (*records.RECORDS, *callback_records.RECORDS, ApiKeyRecord)
 
 
 def described(connection: sa.Connection) -> dict[str, object]:
