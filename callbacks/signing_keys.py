@@ -97,7 +97,7 @@ class _CreateFirst:
 
 
 class SigningKeys:
-    """The keys of one purpose, read when they are needed, and once a minute at the most.
+    """The keys of one purpose, read at first need and then once a minute.
 
     While the database is away those that are known go on signing.
 

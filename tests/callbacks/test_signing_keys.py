@@ -23,6 +23,7 @@ from clients.callback_tokens import OutgoingCall, key_id_of, sign_call, verify_c
 from gateway.schema import migrate
 from gateway.signing_keys import Rotation, StoredSigningKeys
 from tests.callbacks.office import FaultyDatabase
+from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
@@ -243,6 +244,30 @@ async def test_nobody_waits_for_a_database_that_does_not_answer(database: Databa
     # The one that asks gives up soon.
     async with asyncio.timeout(20):
         assert await asking == known
+
+
+async def test_a_server_that_stands_still_is_read_again_when_it_goes_on(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    time = Time()
+    database = await open_database(postgres_url)
+    keys = SigningKeys(database, CALLBACKS, monotonic=time)
+    [known] = await ids(keys)
+    rotation = await rotate(postgres_url, timedelta(hours=1))
+    postgres.freeze()
+    try:
+        time.seconds = 61.0
+        async with asyncio.timeout(20):
+            assert await ids(keys) == [known]
+    finally:
+        postgres.thaw()
+    time.seconds += 11.0
+    # Where the machine is busy the first look may again take too long.
+    async with asyncio.timeout(20):
+        while await ids(keys) == [known]:
+            time.seconds += 11.0
+    assert await ids(keys) == [rotation.key_id, known]
+    await database.aclose()
 
 
 async def test_without_any_key_the_error_is_told(database: Database) -> None:
