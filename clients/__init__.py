@@ -17,6 +17,7 @@ from clients.operation_client import NexusClient
 from clients.operation_handle import OperationHandle
 from clients.retry import Clock, RetryPolicy, retry_after_seconds
 from clients.sender import HttpxSender, Sender, SentResponse
+from clients.signatures import SignatureInvalid, parse_secret, verify_webhook
 from clients.start import StartOptions
 
 __all__ = [
@@ -35,10 +36,13 @@ __all__ = [
     "Sender",
     "SentResponse",
     "ServiceUnresolved",
+    "SignatureInvalid",
     "StartOptions",
     "StillRunning",
     "UnknownOutcome",
     "Unreachable",
     "error_of_response",
+    "parse_secret",
     "retry_after_seconds",
+    "verify_webhook",
 ]

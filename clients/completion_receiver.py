@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from nexusrpc import HandlerError, HandlerErrorType
 
 from clients.expected_completions import ExpectedCompletion, ExpectedCompletions
+from clients.retry import Clock
 from clients.sender import MAX_RESPONSE_BYTES
+from clients.signatures import TOLERANCE, SignatureInvalid, verify_webhook
 from nexus_spec import (
     Completion,
     Headers,
@@ -47,8 +50,18 @@ class CompletionReceiver:
     operations that an earlier process started are 404. All other completions go to
     `on_completion`, or are 404 without it.
 
-    Answers 200 when taken, 400 to what is no completion, 404 to an unknown id, the error that
-    `on_completion` raised, and 500 to any other exception, whose text stays in the log.
+    With `secrets` only completions are taken that one of them has signed, no longer ago than
+    `tolerance`. `nexus-gateway signing-keys secret` prints them and `parse_secret` reads them;
+    while keys are rotated there are two. It holds for the ids of this process as well: they cannot
+    be guessed, but proxies and their logs see URLs. Give none where the sender does not sign, as
+    a Temporal server does not. `clock` says what time it is.
+
+    Answers 200 when taken, 400 to what is no completion, 401 to what no trusted secret has signed,
+    404 to an unknown id, the error that `on_completion` raised, and 500 to any other exception,
+    whose text stays in the log.
+
+    Raises:
+        ValueError: `public_url` is none that can be called, or `secrets` is empty.
 
     Spec: SPEC.md#callback-urls
     """
@@ -59,12 +72,20 @@ class CompletionReceiver:
         *,
         public_url: str | None = None,
         max_body_bytes: int = MAX_RESPONSE_BYTES,
+        secrets: Sequence[bytes] | None = None,
+        tolerance: timedelta = TOLERANCE,
+        clock: Clock | None = None,
     ) -> None:
         if public_url is not None:
             _check_public_url(public_url)
+        if secrets is not None and not secrets:
+            raise ValueError("secrets is empty: give one, or None to take unsigned completions")
         self._on_completion = on_completion
         self._expected = ExpectedCompletions(public_url) if public_url is not None else None
         self._max_body_bytes = max_body_bytes
+        self._secrets = tuple(secrets) if secrets is not None else None
+        self._tolerance = tolerance
+        self._clock = clock or Clock()
 
     def expect(self) -> ExpectedCompletion:
         """Return a completion to come; its `url` is the callback URL of one start.
@@ -106,6 +127,8 @@ class CompletionReceiver:
         if scope["method"] != "POST":
             raise _bad_request(f"completions are sent with POST, not {scope['method']}")
         headers = Headers.from_raw(scope["headers"])
+        # Before anything else is told: a stranger does not learn which ids there are.
+        self._verify(headers, body)
         last_segment = scope["path"].rpartition("/")[2]
         issued = self._expected is not None and self._expected.issued(last_segment)
         if not issued and self._on_completion is None:
@@ -118,6 +141,16 @@ class CompletionReceiver:
             self._expected.deliver(last_segment, completion)
         elif self._on_completion is not None:
             await self._on_completion(completion, headers)
+
+    def _verify(self, headers: Headers, body: bytes) -> None:
+        if self._secrets is None:
+            return
+        try:
+            verify_webhook(
+                headers, body, self._secrets, now=self._clock.utcnow(), tolerance=self._tolerance
+            )
+        except SignatureInvalid as error:
+            raise HandlerError(str(error), type=HandlerErrorType.UNAUTHENTICATED) from error
 
     async def _read(self, receive: Receive) -> bytes:
         body = bytearray()

@@ -11,14 +11,13 @@ from callbacks.database import (
     Statement,
     is_postgres,
     run_beside,
-    shown_database,
     sqlite_path,
     table_of,
 )
 from gateway.access import hash_secret, new_secret
 from gateway.records import ApiKeyRecord
 from gateway.roles import Role
-from gateway.schema import migrate
+from gateway.schema import has_table, prepare_beside
 from handlers.clock import now_ms
 
 _keys = table_of(ApiKeyRecord)
@@ -43,7 +42,6 @@ _REVOKE = Statement(
     .values(revoked_at=sa.bindparam("now"))
     .returning(_keys.c.id)
 )
-_HAS_TABLE = Statement(sa.select(sa.func.to_regclass(_keys.name).is_not(None)))
 
 
 def has_valid_key(url: str) -> bool:
@@ -53,8 +51,7 @@ def has_valid_key(url: str) -> bool:
         DatabaseError: The database cannot be read.
     """
     if is_postgres(url):
-        has_table = run_beside(url, _HAS_TABLE, {})[0][0]
-        return bool(has_table and run_beside(url, _ANY_VALID, {}))
+        return has_table(url, _keys) and bool(run_beside(url, _ANY_VALID, {}))
     path = sqlite_path(url)
     if not path.exists():
         return False
@@ -93,13 +90,7 @@ class ApiKeys:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        if not is_postgres(url):
-            migrate(url)
-        elif not run_beside(url, _HAS_TABLE, {})[0][0]:
-            raise DatabaseError(
-                f"{shown_database(url)} has no schema yet: "
-                "run `nexus-gateway database migrate --database URL`"
-            )
+        prepare_beside(url, _keys)
 
     def create(self, principal: str, role: Role) -> tuple[ApiKey, str]:
         """Make a key for a principal; return it with its secret, which is shown this once."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from gateway.commands import calling, keys, operations, serving
+from gateway.commands import calling, keys, operations, serving, signing_keys
 from nexus_spec import NexusError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("check-config")(serving.check_config)
 app.command()(serving.openapi)
 app.add_typer(operations.app, name="operations")
 app.add_typer(keys.app, name="keys")
+app.add_typer(signing_keys.app, name="signing-keys")
 _database = typer.Typer(no_args_is_help=True, help="The database's schema.")
 _database.command("migrate")(serving.migrate_database)
 app.add_typer(_database, name="database")

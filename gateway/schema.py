@@ -20,6 +20,7 @@ from callbacks.database import (
     Statement,
     is_postgres,
     open_database,
+    run_beside,
     shown_database,
     sqlite_path,
 )
@@ -31,6 +32,9 @@ _SCRIPTS = Path(__file__).with_name("migrations")
 _ADVISORY_LOCK = 0x6E657875732D7267
 
 _VERSION_TABLE = sa.table("alembic_version", sa.column("version_num", sa.String))
+_HAS_TABLE = Statement(
+    sa.select(sa.func.to_regclass(sa.bindparam("name", type_=sa.String)).is_not(None))
+)
 _HAS_VERSION_TABLE = Statement(sa.select(sa.func.to_regclass(_VERSION_TABLE.name).is_not(None)))
 _VERSION = Statement(sa.select(_VERSION_TABLE.c.version_num))
 
@@ -95,6 +99,32 @@ async def check_schema(database: Database, url: str) -> None:
     _check_is_known(current, head, known, shown)
     has = "has no schema yet" if current is None else f"has schema version {current}, not {head}"
     raise DatabaseError(f"{shown} {has}: run `nexus-gateway database migrate --database URL`")
+
+
+def prepare_beside(url: str, table: sa.Table) -> None:
+    """Have a table that a command works on itself, beside the gateway that may be serving it.
+
+    A SQLite file is made, or brought up to date; a PostgreSQL database has to have its schema.
+
+    Raises:
+        DatabaseError: The database cannot be used; the message says what to do.
+    """
+    if not is_postgres(url):
+        migrate(url)
+    elif not has_table(url, table):
+        raise DatabaseError(
+            f"{shown_database(url)} has no schema yet: "
+            "run `nexus-gateway database migrate --database URL`"
+        )
+
+
+def has_table(url: str, table: sa.Table) -> bool:
+    """Whether a PostgreSQL database has a table.
+
+    Raises:
+        DatabaseError: The database cannot be read.
+    """
+    return bool(run_beside(url, _HAS_TABLE, {"name": table.name})[0][0])
 
 
 def _migrate_sqlite(path: Path, *, lock_held: bool) -> str:

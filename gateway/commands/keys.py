@@ -1,19 +1,16 @@
 """`keys create|list|revoke`: done in the database itself, also while a gateway serves it."""
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from gateway.commands.beside import database_url, existing_database, shown_moment
 from gateway.commands.operations import wide_console
 from gateway.commands.options import Config, Database
 from gateway.roles import Role
 from nexus_spec import NexusError
-
-if TYPE_CHECKING:
-    from gateway.api_keys import ApiKeys
 
 app = typer.Typer(no_args_is_help=True, help="API keys of callers and operators.")
 
@@ -37,7 +34,7 @@ def create(
     from callbacks.database import is_postgres, shown_database, sqlite_path
     from gateway.api_keys import ApiKeys
 
-    url = _url(database, config)
+    url = database_url(database, config)
     where = shown_database(url) if is_postgres(url) else sqlite_path(url).resolve()
     key, secret = ApiKeys(url).create(principal, role)
     typer.echo(
@@ -50,10 +47,12 @@ def create(
 @app.command("list")
 def list_keys(database: Database = None, config: Config = None) -> None:
     """List the keys, without their secrets."""
+    from gateway.api_keys import ApiKeys
+
     table = Table("id", "principal", "role", "created", "revoked", box=None)
-    for key in _keys(database, config).list():
-        cells = (key.id, key.principal, key.role, _moment(key.created_at), _moment(key.revoked_at))
-        table.add_row(*map(Text, cells))
+    for key in ApiKeys(existing_database(database, config)).list():
+        created, revoked = shown_moment(key.created_at), shown_moment(key.revoked_at)
+        table.add_row(*map(Text, (key.id, key.principal, key.role, created, revoked)))
     wide_console().print(table)
 
 
@@ -64,30 +63,8 @@ def revoke(
     config: Config = None,
 ) -> None:
     """Revoke a key; a running gateway refuses it within a second."""
-    if not _keys(database, config).revoke(key_id):
-        raise KeyRefused(f"there is no valid key {key_id!r}; see `nexus-gateway keys list`")
-    typer.echo(f"{key_id} is revoked")
-
-
-def _url(database: str | None, config: Config) -> str:
-    from gateway.settings import read_settings
-
-    return read_settings({"database": database}, config).database
-
-
-def _keys(database: str | None, config: Config) -> "ApiKeys":
-    from callbacks.database import is_postgres, sqlite_path
     from gateway.api_keys import ApiKeys
 
-    url = _url(database, config)
-    if not is_postgres(url) and not sqlite_path(url).is_file():
-        raise KeyRefused(
-            f"there is no database {sqlite_path(url).resolve()}; name it with --database"
-        )
-    return ApiKeys(url)
-
-
-def _moment(ms: int | None) -> str:
-    if ms is None:
-        return ""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if not ApiKeys(existing_database(database, config)).revoke(key_id):
+        raise KeyRefused(f"there is no valid key {key_id!r}; see `nexus-gateway keys list`")
+    typer.echo(f"{key_id} is revoked")

@@ -3,6 +3,7 @@ import gc
 import json
 import logging
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -12,12 +13,17 @@ from hypothesis import strategies as st
 from nexusrpc import HandlerError, HandlerErrorType
 
 from clients import CompletionReceiver
+from clients.signatures import TOLERANCE, webhook_headers
 from nexus_spec import Completion, Headers, OperationState
+from tests.clients.fake_clock import BEGINNING, FakeClock
 
 pytestmark = pytest.mark.anyio
 
 PUBLIC_URL = "https://me.example/nexus/callbacks"
 SUCCEEDED = {"nexus-operation-state": "succeeded", "content-type": "application/json"}
+
+
+SECRET, OLD_SECRET = b"k" * 32, b"o" * 32
 
 
 class Inbox:
@@ -230,6 +236,129 @@ async def test_an_unknown_id_goes_to_the_callback_where_there_is_one(inbox: Inbo
     receiver = CompletionReceiver(inbox, public_url=PUBLIC_URL)
     assert (await post(receiver, PUBLIC_URL + "/other")).status_code == 200
     assert len(inbox.taken) == 1
+
+
+def signed(
+    body: bytes = b"1", *secrets: bytes, at: float = 0.0, state: str = "succeeded"
+) -> dict[str, str]:
+    """Return the headers of a completion signed so many seconds after the clocks' beginning."""
+    moment = int(BEGINNING.timestamp() + at)
+    signing = secrets or (SECRET,)
+    made = webhook_headers("t0k_1", moment, body, signing, state=state, token="t0k")
+    said = {"nexus-operation-state": state, "nexus-operation-token": "t0k"}
+    return {**SUCCEEDED, **said, **dict(made)}
+
+
+def without(headers: dict[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in headers.items() if key != name}
+
+
+async def test_a_signed_completion_is_taken(inbox: Inbox) -> None:
+    receiver = CompletionReceiver(inbox, secrets=[SECRET], clock=FakeClock().clock)
+    body = b'{"a":1}'
+    assert (await post(receiver, headers=signed(body), body=body)).status_code == 200
+    [(completion, headers)] = inbox.taken
+    assert completion.content is not None
+    assert completion.content.data == body
+    assert headers["webhook-id"] == "t0k_1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        (SUCCEEDED, "the header webhook-id is missing"),
+        ({}, "the header webhook-id is missing"),
+        (without(signed(), "webhook-signature"), "the header webhook-signature is missing"),
+        (signed(b"2"), "no trusted secret has signed this message"),
+        (signed(b"1", b"x" * 32), "no trusted secret has signed this message"),
+        (
+            signed() | {"nexus-operation-state": "failed"},
+            "no trusted secret has signed this state and token of the operation",
+        ),
+        (
+            signed() | {"nexus-operation-token": "other"},
+            "no trusted secret has signed this state and token of the operation",
+        ),
+        (
+            without(signed(), "webhook-nexus-signature"),
+            "the header webhook-nexus-signature is missing",
+        ),
+    ],
+)
+async def test_what_is_not_signed_is_unauthenticated(
+    headers: dict[str, str], said: str, inbox: Inbox
+) -> None:
+    receiver = CompletionReceiver(
+        inbox, public_url=PUBLIC_URL, secrets=[SECRET], clock=FakeClock().clock
+    )
+    expected = receiver.expect()
+    # Whether an id was issued here or is unknown, nothing but this is told.
+    for url in (PUBLIC_URL, expected.url):
+        response = await post(receiver, url, headers=headers)
+        assert (response.status_code, type_of(response)) == (401, "UNAUTHENTICATED")
+        assert response.json()["message"] == said
+    assert inbox.taken == []
+    assert expected.completion is None
+
+
+async def test_a_signed_completion_finds_its_waiter() -> None:
+    receiver = CompletionReceiver(public_url=PUBLIC_URL, secrets=[SECRET], clock=FakeClock().clock)
+    expected = receiver.expect()
+    assert (await post(receiver, expected.url, headers=signed())).status_code == 200
+    assert (await expected.wait(0)).token == "t0k"
+    assert (await post(receiver, PUBLIC_URL + "/x", headers=signed())).status_code == 404
+
+
+async def test_a_signature_makes_no_completion(inbox: Inbox) -> None:
+    receiver = CompletionReceiver(inbox, secrets=[SECRET], clock=FakeClock().clock)
+    response = await post(receiver, headers=signed(state="running"))
+    assert (response.status_code, type_of(response)) == (400, "BAD_REQUEST")
+    response = await post(receiver, headers=without(signed(), "nexus-operation-state"))
+    assert (response.status_code, type_of(response)) == (400, "BAD_REQUEST")
+    assert inbox.taken == []
+
+
+async def test_an_old_completion_is_not_taken_again(inbox: Inbox) -> None:
+    clock = FakeClock()
+    receiver = CompletionReceiver(inbox, secrets=[SECRET], clock=clock.clock)
+    clock.elapsed = TOLERANCE.total_seconds()
+    assert (await post(receiver, headers=signed())).status_code == 200
+    clock.elapsed += 1
+    response = await post(receiver, headers=signed())
+    assert (response.status_code, type_of(response)) == (401, "UNAUTHENTICATED")
+    assert "301 s old" in response.json()["message"]
+    assert (await post(receiver, headers=signed(at=clock.elapsed))).status_code == 200
+    assert len(inbox.taken) == 2
+    patient = CompletionReceiver(
+        inbox, secrets=[SECRET], tolerance=timedelta(hours=1), clock=clock.clock
+    )
+    assert (await post(patient, headers=signed())).status_code == 200
+
+
+async def test_a_receiver_may_know_the_old_and_the_new_secret(inbox: Inbox) -> None:
+    receiver = CompletionReceiver(inbox, secrets=[SECRET, OLD_SECRET], clock=FakeClock().clock)
+    for secrets in ([OLD_SECRET], [SECRET, OLD_SECRET], [SECRET]):
+        assert (await post(receiver, headers=signed(b"1", *secrets))).status_code == 200
+    assert len(inbox.taken) == 3
+
+
+async def test_the_body_is_drained_before_a_signature_is_refused(inbox: Inbox) -> None:
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(10):
+            sent += 1
+            yield b"x" * 100
+
+    receiver = CompletionReceiver(inbox, secrets=[SECRET])
+    assert (await post(receiver, body=chunks())).status_code == 401
+    assert sent == 10
+
+
+def test_no_secret_at_all_is_no_way_to_switch_it_off() -> None:
+    with pytest.raises(ValueError, match="secrets is empty"):
+        CompletionReceiver(secrets=[])
 
 
 def test_a_receiver_without_a_public_url_expects_nothing() -> None:

@@ -22,8 +22,9 @@ def test_the_schema_is_made_by_its_command(
 ) -> None:
     shown = empty_url.replace(":hunter2", "")
     told = f"{shown} has no schema yet: run `nexus-gateway database migrate --database URL`"
-    refused = run_here(capfd, "keys", "list", "--database", empty_url)
-    assert refused.one_error() == told
+    for group in ("keys", "signing-keys"):
+        refused = run_here(capfd, group, "list", "--database", empty_url)
+        assert refused.one_error() == told
     refused = run_here(capfd, "serve", TARGET, "--port", "0", "--database", empty_url)
     assert refused.code == 1
     assert told in refused.err
