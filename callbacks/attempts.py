@@ -12,7 +12,7 @@ from typing import Any
 from callbacks.database import Database, DatabaseClosed, persist
 from callbacks.dead_letters import Notice
 from callbacks.delivery_rules import DeliveryRules
-from callbacks.errors import CallbackError
+from callbacks.errors import CallbackError, NotSigned
 from callbacks.holds import Holds
 from callbacks.outbox import Delivery
 from callbacks.outcomes import Attempt, Delivered, GiveUp, Retry
@@ -23,6 +23,8 @@ from clients.sender import Sender, SentResponse
 logger = logging.getLogger(__name__)
 
 Outcome = SentResponse | ClientError | CallbackError
+Sign = Callable[[Delivery, int], Awaitable[Sequence[tuple[str, str]]]]
+"""Returns the headers that sign an attempt, made at a time in milliseconds since 1970."""
 Post = Callable[[Delivery, Sequence[tuple[str, str]]], Awaitable[Outcome]]
 AroundAttempt = Callable[[Delivery, Post], Awaitable[Outcome]]
 
@@ -50,6 +52,7 @@ class Attempts:
         rules: When a failed attempt is repeated, and for how long.
         holds: Told what attempts say about their destinations.
         notice: How the operator is told of a dead letter.
+        sign: Signs each attempt; none is signed without it.
         recorded: Told of each delivery whose outcome is in the database, or never will be.
         due_at: Told when a delivery is due again, in milliseconds since 1970.
         observe: Told how long each attempt took, in seconds.
@@ -67,6 +70,7 @@ class Attempts:
         holds: Holds,
         *,
         notice: Notice | None,
+        sign: Sign | None,
         recorded: Callable[[Delivery], None],
         due_at: Callable[[int], None],
         observe: Callable[[float], None] | None,
@@ -80,6 +84,7 @@ class Attempts:
         self._rules = rules
         self._holds = holds
         self._notice = notice
+        self._sign = sign
         self._recorded = recorded
         self._due_at = due_at
         self._observe = observe
@@ -129,27 +134,37 @@ class Attempts:
             now=datetime.fromtimestamp(now / 1000, UTC),
             permanent_statuses=self._rules.of(delivery.destination).permanent_statuses,
         )
-        self._tell_of_destination(delivery, verdict, now)
+        self._tell_of_destination(delivery, outcome, verdict, now)
         attempt = _describe(delivery, outcome, verdict, started_at, seconds)
         await self._settle(delivery, verdict, attempt, now)
         self._recorded(delivery)
 
-    def _tell_of_destination(self, delivery: Delivery, verdict: Verdict, now: int) -> None:
+    def _tell_of_destination(
+        self, delivery: Delivery, outcome: Outcome, verdict: Verdict, now: int
+    ) -> None:
         not_before = None
         if verdict.retry_after is not None:
             not_before = now + round(verdict.retry_after.total_seconds() * 1000)
         if verdict.destination_failed:
             self._holds.failed(delivery.destination, probe=delivery.probe, not_before=not_before)
-        else:
+        elif isinstance(outcome, SentResponse):
             self._holds.answered(delivery.destination, not_before=not_before)
 
     async def _post(self, delivery: Delivery, headers: Sequence[tuple[str, str]]) -> Outcome:
         try:
+            if self._sign is not None:
+                headers = [*headers, *await self._signature(delivery, self._sign)]
             timeout = self._rules.of(delivery.destination).attempt_timeout_seconds
             sender = self._sender if delivery.slot >= 0 else self._notice_sender
             return await sender.post(delivery.url, headers, delivery.body, timeout=timeout)
         except (ClientError, CallbackError) as error:
             return error
+
+    async def _signature(self, delivery: Delivery, sign: Sign) -> Sequence[tuple[str, str]]:
+        try:
+            return await sign(delivery, self._now())
+        except Exception as error:
+            raise NotSigned(f"not sent, because it cannot be signed: {error}") from error
 
     async def _settle(
         self, delivery: Delivery, verdict: Verdict, attempt: Attempt, now: int

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from callbacks.aging import Aging
-from callbacks.attempts import AroundAttempt, Attempts, DeliveryStats
+from callbacks.attempts import AroundAttempt, Attempts, DeliveryStats, Sign
 from callbacks.claims import GiveBack, Keep
 from callbacks.database import Database, DatabaseClosed
 from callbacks.dead_letters import Notice, Replay
@@ -57,6 +57,7 @@ class DeliveryService:
         notice_sender: Posts the notices to the operator, which may go where no caller may send;
             the same sender by default.
         lease: Of this process, open: no attempt begins unless it holds.
+        sign: Signs each attempt; none is signed without it.
         observe: Told how long each attempt took, in seconds.
         around_attempt: Wraps an attempt, for tracing: given the delivery and the attempt itself.
         now: The clock, in milliseconds since 1970; by default the database's, through the lease.
@@ -71,6 +72,7 @@ class DeliveryService:
         *,
         lease: Lease,
         notice_sender: Sender | None = None,
+        sign: Sign | None = None,
         observe: Callable[[float], None] | None = None,
         around_attempt: AroundAttempt | None = None,
         now: Callable[[], int] | None = None,
@@ -118,6 +120,7 @@ class DeliveryService:
             rules,
             self.holds,
             notice=self._settings.notice,
+            sign=sign,
             recorded=self._drop,
             due_at=self._due.due_at,
             observe=observe,

@@ -4,14 +4,15 @@
 CallbackError
 ├─ UrlRefused          the URL, or the policy for its text, forbids calling it
 │  └─ AddressRefused   the host resolved to an address that may not be called
-└─ HeaderRefused       a header that may not be sent to a callback
+├─ HeaderRefused       a header that may not be sent to a callback
+└─ NotSigned           no key to sign with can be had at this moment
 ```
 """
 
 from clients.errors import Unreachable
 from nexus_spec import NexusError
 
-__all__ = ["AddressRefused", "CallbackError", "HeaderRefused", "UrlRefused"]
+__all__ = ["AddressRefused", "CallbackError", "HeaderRefused", "NotSigned", "UrlRefused"]
 
 
 class CallbackError(NexusError):
@@ -28,3 +29,7 @@ class AddressRefused(UrlRefused, Unreachable):
 
 class HeaderRefused(CallbackError):
     """A callback header may not be sent; the message is fit for the caller who gave it."""
+
+
+class NotSigned(CallbackError):
+    """The completion could not be signed, and so was not sent; it is tried again."""

@@ -13,7 +13,8 @@ from callbacks.delivery import DeliveryService
 from callbacks.egress import EgressPolicy
 from callbacks.leases import Lease
 from callbacks.sender import AiohttpSender
-from callbacks.signing_keys import CALLS, SigningKeys
+from callbacks.signing import Signer
+from callbacks.signing_keys import CALLBACKS, CALLS, SigningKeys
 from gateway.access import Access
 from gateway.schema import open_with_schema
 from gateway.settings import Settings
@@ -182,6 +183,7 @@ class _Parts:
             _sender(settings, settings.egress),
             settings.delivery,
             lease=self.lease,
+            sign=Signer(SigningKeys(self.database, CALLBACKS)).headers,
             # Connections of one policy are of no use to the other: callers may not go where the
             # operator's own webhook is.
             notice_sender=None if notices is None else _sender(settings, notices.policy),

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 
 from callbacks import outbox
+from callbacks.attempts import Sign
 from callbacks.database import (
     Database,
     OutcomeUnknown,
@@ -319,6 +320,7 @@ class Office:
     time_stands_still: bool = True  # otherwise it is the database's
     settings: DeliverySettings = field(default_factory=DeliverySettings)
     around: Any = None
+    sign: Sign | None = None
     clock: FakeClock | None = None
     lease_seconds: float = 15.0
     notices: bool = False  # whether the operator has a webhook for dead letters
@@ -337,7 +339,7 @@ class Office:
             settings = replace(settings, notice=notice)
         self.service = DeliveryService(
             self.database, self.sender, settings, lease=self.lease,
-            observe=self.seconds.append, around_attempt=self.around,
+            sign=self.sign, observe=self.seconds.append, around_attempt=self.around,
             now=self.now if self.time_stands_still else None, draw=lambda: 0.5,
         )  # fmt: skip
         await self.service.open()

@@ -14,9 +14,16 @@ from callbacks.outbox import Delivery
 from callbacks.retry_schedule import RetryPolicy
 from clients.errors import UnknownOutcome, Unreachable
 from tests.callbacks.conftest import OpenOffice
-from tests.callbacks.office import BODY, Sender, answer, one_rule, until
+from tests.callbacks.office import BODY, Office, Sender, answer, one_rule, until
 
 pytestmark = pytest.mark.anyio
+
+
+async def go_on(office: Office, at: int | None) -> None:
+    """Let time pass until an attempt is due."""
+    assert at is not None
+    office.time = at
+    office.service.wake()
 
 
 async def test_delivered_at_once(open_office: OpenOffice) -> None:
@@ -199,6 +206,38 @@ async def test_an_attempt_that_breaks_is_tried_again(open_office: OpenOffice) ->
     office.service.wake()
     await office.is_("t1", "delivered", 2)
     assert office.sender.posts[0][1][-1] == ("traceparent", "x")
+
+
+async def test_each_attempt_is_signed(open_office: OpenOffice) -> None:
+    async def sign(delivery: Delivery, now_ms: int) -> list[tuple[str, str]]:
+        return [("webhook-timestamp", f"{delivery.attempt} at {now_ms}")]
+
+    office = await open_office(sender=Sender([answer(500)]), sign=sign)
+    began = office.time
+    await office.end("t1")
+    await go_on(office, await office.is_("t1", "due", 1))
+    await office.is_("t1", "delivered", 2)
+    assert [headers[-1] for _, headers, _ in office.sender.posts] == [
+        ("webhook-timestamp", f"1 at {began}"),
+        ("webhook-timestamp", f"2 at {began + 1000}"),
+    ]
+
+
+async def test_what_cannot_be_signed_is_not_sent_yet(open_office: OpenOffice) -> None:
+    failing = [OSError("no database")] * 6
+
+    async def sign(delivery: Delivery, now_ms: int) -> list[tuple[str, str]]:
+        if failing:
+            raise failing.pop()
+        return []
+
+    office = await open_office(sign=sign)
+    await office.end("t1")
+    for attempt in range(1, 7):
+        await go_on(office, await office.is_("t1", "due", attempt))
+    await office.is_("t1", "delivered", 7)
+    assert len(office.sender.posts) == 1
+    assert (await office.standing("caller.example")).is_clean  # it is not the destination's fault
 
 
 async def test_closing_gives_back_what_was_never_begun(open_office: OpenOffice) -> None:

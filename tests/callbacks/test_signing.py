@@ -23,6 +23,7 @@ HERE, ELSEWHERE = "https://a.example:443", "https://b.example:443"
 DELIVERY = Delivery(
     id=7,
     token="0atoken",
+    slot=0,
     url="https://a.example/cb",
     destination=HERE,
     headers=[
@@ -32,6 +33,7 @@ DELIVERY = Delivery(
     ],
     body=b'{"paid":true}',
     attempt=1,
+    retries=0,
     outcome_unknown=False,
     deadline_at=NOW_MS + 1000,
     owner="me",
