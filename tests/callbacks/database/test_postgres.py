@@ -25,7 +25,7 @@ from callbacks.database import (
 )
 from callbacks.database.postgres import PostgresDatabase
 from callbacks.database.postgres_connections import watched
-from tests.callbacks.database.conftest import ALL, INSERT, Insert
+from tests.callbacks.database.conftest import ALL, INSERT, Insert, things
 from tests.support.eventually import eventually
 from tests.support.postgres import PostgresServer
 
@@ -294,3 +294,46 @@ def test_urls_are_checked_and_shown_without_passwords() -> None:
     assert "secret" not in str(refused.value)
     assert shown_database("postgresql://u:s@cret@h:5432/d?password=x") == "postgresql://u@h:5432/d"
     assert shown_database("sqlite:///a/b.db") == "a/b.db"
+
+
+class Again:
+    """Writes the same as others at the same time; the trigger counts how often it is done."""
+
+    subject = None
+
+    def __init__(self, a: int, *, idempotent: bool) -> None:
+        self._a = a
+        self._statement = _ALIKE[idempotent]
+
+    async def apply(self, tx: Transaction) -> int:
+        return await tx.execute(self._statement, {"a": self._a})
+
+
+_ALIKE = {
+    idempotent: Statement(
+        sa.update(things).where(things.c.a == sa.bindparam("a", type_=sa.Integer)).values(b="x"),
+        idempotent=idempotent,
+    )
+    for idempotent in (True, False)
+}
+
+
+@pytest.mark.parametrize(("idempotent", "updates"), [(True, 2), (False, 6)])
+async def test_what_is_idempotent_is_done_once_for_all_that_ask_for_it(
+    database: Database, other: Any, idempotent: bool, updates: int
+) -> None:
+    await asyncio.gather(*(database.write(Insert(a)) for a in (1, 2)))
+    await other.execute(
+        "CREATE SEQUENCE updates; "
+        "CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM nextval(''updates''); RETURN NEW; END'; "
+        "CREATE TRIGGER counts BEFORE UPDATE ON thing FOR EACH ROW EXECUTE FUNCTION counted()"
+    )
+    before = database.batches
+    asked = [1, 2, 1, 3, 1, 2, 1]
+    answers = await asyncio.gather(
+        *(database.write(Again(a, idempotent=idempotent)) for a in asked)
+    )
+    assert answers == [1, 1, 1, 0, 1, 1, 1]
+    assert database.batches == before + 1
+    assert await other.fetchval("SELECT last_value FROM updates") == updates
