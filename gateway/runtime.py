@@ -179,6 +179,7 @@ class _Parts:
             self.database,
             AiohttpSender(
                 settings.egress,
+                proxies=settings.callbacks.proxies,
                 connections_per_destination=settings.callbacks.per_destination,
             ),
             settings.delivery,

@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     field_validator,
@@ -33,6 +34,7 @@ from callbacks.database import InvalidDatabaseUrl, check_url
 from callbacks.delivery import DeliverySettings
 from callbacks.egress import AllowRule, EgressPolicy
 from callbacks.leases import LEASE_SECONDS
+from callbacks.proxies import Proxies, read_proxies
 from callbacks.retry_schedule import RetryPolicy
 from clients.endpoint import check_base_url
 from handlers.engine_settings import EngineSettings
@@ -128,6 +130,19 @@ class CallbackSettings(_Section):
     attempt_timeout_seconds: float = Field(default=10.0, gt=0)
     max_age_seconds: float = Field(default=72 * 3600.0, gt=0)
     per_destination: int = Field(default=64, ge=1)
+    proxy_from_environment: bool = False
+    _proxies: Proxies = PrivateAttr(default_factory=Proxies)
+
+    @model_validator(mode="after")
+    def _read_environment(self) -> Self:
+        if self.proxy_from_environment:
+            self._proxies = read_proxies(os.environ)
+        return self
+
+    @property
+    def proxies(self) -> Proxies:
+        """What callbacks go through: what the environment said when the settings were read."""
+        return self._proxies
 
 
 class Settings(BaseSettings):
