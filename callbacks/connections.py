@@ -1,5 +1,6 @@
 """The connections of a sender: how much a peer may send on one, and when one may be used again."""
 
+import asyncio
 import select
 from functools import partial
 from typing import Any, cast
@@ -21,7 +22,18 @@ limit ends a flood of them: it would keep the event loop busy until the deadline
 class BoundedProtocol(ResponseHandler):
     """An HTTP connection that a peer can neither flood nor answer on before it is asked."""
 
+    peer: str | None = None
+    """`host:port` at the other end."""
+
     _received_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note what stays the same for every request on this connection."""
+        super().connection_made(transport)
+        self.peer = _host_and_port(transport.get_extra_info("peername"))
+        # Unlike `select.select` at home with descriptors above 1023.
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
 
     def is_connected(self) -> bool:
         """Whether the connection can carry another request; aiohttp asks this of idle ones.
@@ -29,7 +41,8 @@ class BoundedProtocol(ResponseHandler):
         What arrives on an idle connection is its end, or an answer that nobody asked for and that
         would be taken for the answer to the next request.
         """
-        return super().is_connected() and not self.should_close and not self._is_readable()
+        # The last looks for what the event loop has not seen yet.
+        return super().is_connected() and not self.should_close and not self._poll.poll(0)
 
     def set_response_params(self, **params: Any) -> None:
         """Expect the answer to one request, as aiohttp does before it sends each."""
@@ -50,13 +63,6 @@ class BoundedProtocol(ResponseHandler):
             self.set_exception(endless)
             self.transport.abort()
 
-    def _is_readable(self) -> bool:
-        """Whether something has arrived that the event loop has not seen yet."""
-        assert self.transport is not None  # `is_connected` looked
-        poll = select.poll()  # unlike `select.select` at home with descriptors above 1023
-        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
-        return bool(poll.poll(0))
-
 
 class BoundedConnector(TCPConnector):
     """aiohttp's pool, of such connections."""
@@ -67,3 +73,10 @@ class BoundedConnector(TCPConnector):
         # connection is of this kind.
         factory = partial(BoundedProtocol, loop=self._loop)
         self._factory = cast("partial[ResponseHandler]", factory)
+
+
+def _host_and_port(peername: tuple[str, int] | tuple[str, int, int, int] | None) -> str | None:
+    if not peername:
+        return None
+    host, port = peername[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

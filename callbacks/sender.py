@@ -11,7 +11,7 @@ and what it calls in turn is up to it. The text of the URL is judged all the sam
 import asyncio
 import io
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from ssl import SSLContext
@@ -21,10 +21,10 @@ from aiohttp import AddrInfoType, ClientRequest, ClientResponse, ClientSession
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 from yarl import URL
 
-from callbacks.connections import BoundedConnector
+from callbacks.connections import BoundedConnector, BoundedProtocol
 from callbacks.egress import Destination, EgressPolicy, check_callback_url, refused_address
 from callbacks.errors import AddressRefused, UrlRefused
 from callbacks.header_rules import is_sent, sent_value
@@ -43,8 +43,11 @@ _KEEP_ALIVE_SECONDS = 4.0
 _BODY_IN_ONE_PIECE_BYTES = 256 * 1024
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-# Only what the completion says is sent; aiohttp would add types and codings of its own.
-_NOT_ADDED = ("Accept", "Content-Type", "User-Agent")
+# Only what the completion says is sent; aiohttp would add a type of its own.
+_NOT_ADDED: CIMultiDict[None] = CIMultiDict({"Content-Type": None})
+# aiohttp puts the headers into three mappings in turn, which is quicker with names of this kind.
+_USER_AGENT = istr("User-Agent")
+_ACCEPT_ENCODING = istr("Accept-Encoding")
 _REASON_CHARACTERS = 200
 # Whatever bytes a peer sends, this is all that aiohttp makes of them.
 _FAILURES = (aiohttp.ClientError, aiohttp.EofStream, HttpProcessingError, OSError, ValueError)
@@ -210,11 +213,12 @@ class AiohttpSender:
     def _fields(self, headers: Sequence[tuple[str, str]], target: _Target) -> CIMultiDict[str]:
         fields: CIMultiDict[str] = CIMultiDict()
         for name, value in headers:
-            if is_sent(name):
-                spelled = name if name not in fields else _spelling(fields, name)
+            sent = _sent_name(name)
+            if sent is not None:
+                spelled = sent if sent not in fields else _spelling(fields, name)
                 fields.add(spelled, sent_value(name, value))
-        fields.setdefault("User-Agent", self._user_agent)
-        fields.setdefault("Accept-Encoding", "identity")
+        fields.setdefault(_USER_AGENT, self._user_agent)
+        fields.setdefault(_ACCEPT_ENCODING, "identity")
         # Through the tunnel of an https URL it is the destination that would see it.
         if target.proxy is not None and target.destination.scheme == "http":
             fields.extend(target.proxy.headers)
@@ -254,7 +258,6 @@ class AiohttpSender:
             auto_decompress=False,
             trust_env=False,
             timeout=_NO_TIMEOUT,
-            skip_auto_headers=_NOT_ADDED,
         )
         return self._session
 
@@ -288,12 +291,15 @@ class AiohttpSender:
 class _ReportingRequest(ClientRequest):
     """Notes that, and to which address, the request goes out: what tells lost from never sent."""
 
+    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
+        """Add nothing to the headers; the session's `skip_auto_headers` does it at some length."""
+        self._skip_auto_headers = _NOT_ADDED
+
     async def send(self, conn: Connection) -> ClientResponse:
         attempt = _attempt.get()
         attempt.sent = True
-        transport = conn.transport
-        if transport is not None:
-            attempt.address = _host_and_port(transport.get_extra_info("peername"))
+        if isinstance(conn.protocol, BoundedProtocol):
+            attempt.address = conn.protocol.peer
         return await super().send(conn)
 
 
@@ -359,11 +365,9 @@ def _reason(error: Exception, url: URL) -> str:
     return "".join(filter(str.isprintable, " ".join(text.split())))[:_REASON_CHARACTERS]
 
 
-def _host_and_port(peername: tuple[str, int] | tuple[str, int, int, int] | None) -> str | None:
-    if not peername:
-        return None
-    host, port = peername[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+@lru_cache(maxsize=1024)
+def _sent_name(name: str) -> istr | None:
+    return istr(name) if is_sent(name) else None
 
 
 def _spelling(fields: CIMultiDict[str], name: str) -> str:
