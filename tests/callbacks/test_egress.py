@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from callbacks.deny_table import _IPV4
 from callbacks.egress import (
     AllowRule,
     Destination,
@@ -186,6 +187,49 @@ def test_every_spelling_of_an_address_gets_the_same_verdict(
         else:
             with pytest.raises(UrlRefused, match="may not be called"):
                 check_callback_url(f"http://{spelling}/", PUBLIC)
+
+
+DENIED_IPV4 = [str(entry.network) for entry in _IPV4]
+EMBEDDING = ["::", "::ffff:0:0:0", "64:ff9b::", "64:ff9b:1::", "fe80::5efe:0:0"]
+
+
+@st.composite
+def spellings(draw: st.DrawFn) -> str:
+    """An address that is denied, in some way that a resolver or a URL parser would read."""
+    network = draw(st.sampled_from(DENIED_IPV4))
+    address = draw(st.ip_addresses(network=network))
+    number = int(address)
+    kind = draw(st.sampled_from(["numbers", "mapped", "embedded", "6to4"]))
+    if kind == "mapped":
+        low = f"{number >> 16:x}:{number & 0xFFFF:x}"
+        tail = draw(st.sampled_from([str(address), low, low.upper()]))
+        zeros = draw(st.sampled_from(["::", "0:0:0:0:0:", "0000:0::0:", "::0:"]))
+        return f"[{zeros}{draw(st.sampled_from(['ffff', 'FFFF', 'fFfF']))}:{tail}]"
+    if kind == "embedded":
+        prefix = int(ipaddress.IPv6Address(draw(st.sampled_from(EMBEDDING))))
+        return f"[{ipaddress.IPv6Address(prefix + number)}]"
+    if kind == "6to4":
+        rest = draw(st.integers(0, 2**80 - 1))
+        return f"[{ipaddress.IPv6Address((0x2002 << 112) + (number << 80) + rest)}]"
+    parts = draw(st.integers(1, 4))
+    numbers = [number >> 8 * (3 - position) & 0xFF for position in range(parts - 1)]
+    numbers.append(number & (256 ** (5 - parts) - 1))
+    forms = st.sampled_from(["{}", "0x{:x}", "0X{:X}", "0x000{:x}", "0{:o}", "0000{:o}"])
+    written = [draw(forms).format(n) for n in numbers]
+    return ".".join(written) + draw(st.sampled_from(["", "."]))
+
+
+@given(
+    st.sampled_from(["http", "https", "HTTP"]),
+    spellings(),
+    st.sampled_from(["", ":80", ":443", ":8080", ":08080"]),
+    st.sampled_from(["", "/", "?x", "/@example.com"]),
+)
+def test_no_spelling_makes_a_denied_address_acceptable(
+    scheme: str, spelling: str, port: str, rest: str
+) -> None:
+    with pytest.raises(UrlRefused, match="may not be called"):
+        check_callback_url(f"{scheme}://{spelling}{port}{rest}", PUBLIC)
 
 
 URL_PIECES = st.lists(

@@ -1,19 +1,24 @@
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+import httptools
+import httpx
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from callbacks.egress import AllowRule, EgressPolicy, check_callback_url
 from callbacks.errors import AddressRefused, HeaderRefused, UrlRefused
+from callbacks.header_rules import check_callback_headers
 from callbacks.sender import AiohttpSender, _Attempt, _attempt
 from clients.errors import UnknownOutcome, Unreachable
 from clients.sender import Sender
 from tests.callbacks.peers import (
     OK,
+    PRIVATE,
     Authority,
     Peer,
     Scene,
@@ -342,23 +347,174 @@ async def test_a_rule_opens_private_addresses_for_its_host_only(scene: Scene) ->
         await sender.post(f"http://outside.example:{peer.port}/", [], b"", timeout=5)
 
 
+async def test_two_senders_share_nothing(scene: Scene) -> None:
+    peer = await scene.peer(answering(OK))
+    url = f"http://hook.example:{peer.port}/"
+    strict, first, second = (
+        scene.sender(policy, resolver=resolving(["127.0.0.1"]))
+        for policy in (EgressPolicy(), PRIVATE, PRIVATE)
+    )
+    await first.post(url, [], b"", timeout=5)
+    # A connection lies open to this very destination, and is no way around the stricter policy.
+    with pytest.raises(AddressRefused):
+        await strict.post(url, [], b"", timeout=5)
+    await second.post(url, [], b"", timeout=5)
+    assert peer.connections == 2
+    await first.aclose()
+    await second.post(url, [], b"", timeout=5)
+    assert peer.connections == 2
+    with pytest.raises(Unreachable, match="closed"):
+        await first.post(url, [], b"", timeout=5)
+
+
+async def test_destinations_that_a_policy_tells_apart_share_no_connection(scene: Scene) -> None:
+    authority = Authority()
+    names = [f"{name}.example" for name in ("inside", "outside", "other")]
+    peer = await scene.peer(answering(OK))
+    encrypted = await scene.peer(answering(OK), tls=authority.server(*names))
+    policy = EgressPolicy(
+        allow=(
+            AllowRule("inside.example", insecure=True, private=True),
+            AllowRule("inside.example", port=encrypted.port, private=True),
+            AllowRule("outside.example", port=encrypted.port, private=True),
+            AllowRule("*", insecure=True),
+        )
+    )
+    sender = scene.sender(policy, resolver=resolving(["127.0.0.1"]), ssl_context=authority.client())
+    open_to = [f"http://inside.example:{peer.port}/"]
+    open_to += [f"https://{name}:{encrypted.port}/" for name in names[:2]]
+    for url in open_to * 2:
+        assert (await sender.post(url, [], b"", timeout=5)).status == 200
+    assert (peer.connections, encrypted.connections) == (1, 2)
+    # The same address, the same port, open connections: another name, or another scheme.
+    for url in (
+        f"http://outside.example:{peer.port}/",
+        f"http://other.example:{peer.port}/",
+        f"https://other.example:{encrypted.port}/",
+        f"http://outside.example:{encrypted.port}/",
+    ):
+        with pytest.raises(AddressRefused):
+            await sender.post(url, [], b"", timeout=5)
+    assert (peer.connections, encrypted.connections) == (1, 2)
+
+
 URL_TAILS = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
+AUTHORITIES = st.lists(
+    st.sampled_from(["a", "b.example", "8.8.8.8", "0x8.8", "134744072", "[2606:4700::1]", "xn--"])
+    | st.sampled_from([".", ":", ":80", ":8080", ":080", "-", "_", "%", "@", ",", ";", "$", "!"]),
+    min_size=1,
+    max_size=4,
+).map("".join)
+# An independent reader of URLs: what it finds as host and port, None where it reads no URL.
+Reader = Callable[[str], tuple[str, int | None] | None]
 
 
-@given(st.sampled_from(["http://", "https://", "HTTP://"]), URL_TAILS, URL_TAILS)
-@example("http://", "0x8.8", ":80?")
-def test_a_url_means_the_same_to_the_guard_and_to_the_client(
-    scheme: str, authority: str, tail: str
+def _by_httptools(raw: str) -> tuple[str, int | None] | None:
+    try:
+        url = httptools.parse_url(raw.encode())
+    except httptools.HttpParserInvalidURLError:
+        return None
+    return (url.host or b"").decode(), url.port
+
+
+def _by_urllib(raw: str) -> tuple[str, int | None] | None:
+    try:
+        url = urlsplit(raw)
+        return url.hostname or "", url.port
+    except ValueError:
+        return None
+
+
+def _by_httpx(raw: str) -> tuple[str, int | None] | None:
+    try:
+        url = httpx.URL(raw)
+    except httpx.InvalidURL:
+        return None
+    return url.host, url.port
+
+
+READERS: list[Reader] = [_by_httptools, _by_urllib, _by_httpx]
+
+
+@given(
+    st.sampled_from(["http", "https", "HTTP"]),
+    AUTHORITIES | URL_TAILS,
+    st.sampled_from(["", "/", "?"]),
+    URL_TAILS,
+)
+@example("http", "0x8.8", "", ":80?")
+def test_a_url_means_the_same_to_the_guard_and_to_every_other_reader(
+    scheme: str, authority: str, separator: str, tail: str
 ) -> None:
     sender = AiohttpSender(EgressPolicy())
-    for raw in (scheme + authority + tail, f"{scheme}a.example/{tail}", f"{scheme}8.8/{tail}"):
-        try:
-            destination = check_callback_url(raw, EgressPolicy())
-        except UrlRefused:
+    raw = f"{scheme}://{authority}{separator}{tail}"
+    try:
+        destination = check_callback_url(raw, EgressPolicy())
+    except UrlRefused:
+        with pytest.raises(UrlRefused):
+            sender._checked_target(raw)
+        return
+    target = sender._checked_target(raw)
+    assert target.url.scheme == destination.scheme
+    assert target.url.port == destination.port
+    assert str(target.url.raw_host).lower().removesuffix(".") == destination.host
+    for read in READERS:
+        if (found := read(raw)) is None:
             continue
-        target = sender._checked_target(raw)
-        assert target.url.port == destination.port
-        assert str(target.url.raw_host).lower().removesuffix(".") == destination.host
+        host, port = found
+        written = f"[{host}]" if ":" in host else host
+        suffix = "" if port is None else f":{port}"
+        again = check_callback_url(f"{destination.scheme}://{written}{suffix}/", EgressPolicy())
+        assert again == destination, read
+
+
+# A value is the bytes of some UTF-8, one character each, as an ASGI server hands them over.
+HEADER_NAMES = (
+    st.sampled_from(["Token", "X-A", "x-a", "Cookie", "Nexus-Link", "Webhook-Id", "Keep-Alive"])
+    | st.sampled_from(["Host", "content-length", "Content_Length", "Transfer-Encoding", "TE"])
+    | st.sampled_from(["Connection", "Expect", "Upgrade", "Proxy-Authorization", "Trailer"])
+    | st.text(max_size=8)
+)
+HEADER_VALUES = st.text(max_size=12).map(lambda text: text.encode().decode("latin-1")) | st.text(
+    st.sampled_from("a: \r\n\t\x00\x0b\x85\xa0\xff"), max_size=6
+)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(HEADER_NAMES, HEADER_VALUES, max_size=4), st.binary(max_size=20))
+def test_no_header_of_a_caller_changes_the_framing(
+    runner: asyncio.Runner, headers: dict[str, str], body: bytes
+) -> None:
+    try:
+        check_callback_headers(headers)
+    except HeaderRefused:
+        return
+
+    async def post() -> tuple[Peer, int]:
+        async with Scene.open() as scene:
+            peer = await scene.peer(answering(OK))
+            sender = scene.sender()
+            pairs = list(headers.items())
+            statuses = [(await sender.post(peer.url, pairs, body, timeout=5)).status for _ in "ab"]
+            return peer, statuses.count(200)
+
+    peer, answered = runner.run(post())
+    # Both requests, one behind the other on one connection, were read as they were meant.
+    assert (answered, peer.connections, len(peer.requests)) == (2, 1, 2)
+    for request in peer.requests:
+        assert request.body == body
+        assert request.values("content-length") == [str(len(body)).encode()]
+        assert request.values("transfer-encoding") == []
+        assert request.values("host") == [f"127.0.0.1:{peer.port}".encode()]
+        for name in headers:
+            sent = [v.encode("latin-1") for n, v in headers.items() if n.lower() == name.lower()]
+            assert request.values(name) == sent
 
 
 # --- TLS ---
