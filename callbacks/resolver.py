@@ -5,7 +5,9 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-__all__ = ["Resolver", "SystemResolver"]
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+__all__ = ["Resolver", "ResolverOfAiohttp", "SystemResolver"]
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Looks up a host and port: every address, as text. Raises OSError where there is none."""
@@ -69,6 +71,25 @@ class SystemResolver:
 
         look_up.answer.add_done_callback(forget)
         return look_up
+
+
+class ResolverOfAiohttp(AbstractResolver):
+    """A resolver in the form in which aiohttp wants one."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return what the resolver says."""
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in await self._resolver(host, port)
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: the resolver belongs to whoever made it."""
 
 
 class _LookUp:

@@ -18,9 +18,7 @@ from ssl import SSLContext
 
 import aiohttp
 from aiohttp import AddrInfoType, ClientRequest, ClientResponse, ClientSession
-from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, istr
 from yarl import URL
 
@@ -29,7 +27,8 @@ from callbacks.egress import Destination, EgressPolicy, check_callback_url, refu
 from callbacks.errors import AddressRefused, UrlRefused
 from callbacks.header_rules import is_sent, sent_value
 from callbacks.proxies import Proxies, Proxy
-from callbacks.resolver import Resolver, SystemResolver
+from callbacks.resolver import Resolver, ResolverOfAiohttp, SystemResolver
+from callbacks.send_failures import SEND_FAILURES, reason_of
 from clients.errors import UnknownOutcome, Unreachable
 from clients.sender import SentResponse
 from nexus_spec import Headers
@@ -48,9 +47,6 @@ _NOT_ADDED: CIMultiDict[None] = CIMultiDict({"Content-Type": None})
 # aiohttp puts the headers into three mappings in turn, which is quicker with names of this kind.
 _USER_AGENT = istr("User-Agent")
 _ACCEPT_ENCODING = istr("Accept-Encoding")
-_REASON_CHARACTERS = 200
-# Whatever bytes a peer sends, this is all that aiohttp makes of them.
-_FAILURES = (aiohttp.ClientError, aiohttp.EofStream, HttpProcessingError, OSError, ValueError)
 
 
 class _Target:
@@ -158,8 +154,8 @@ class AiohttpSender:
             return await self._exchange(session, attempt, fields, body, timeout)
         except TimeoutError as error:
             raise _failure(attempt, f"no answer within {timeout:g} s") from error
-        except (*_FAILURES, RuntimeError) as error:  # aiohttp's pool was closed meanwhile
-            raise _failure(attempt, _reason(error, attempt.target.url)) from error
+        except (*SEND_FAILURES, RuntimeError) as error:  # aiohttp's pool was closed meanwhile
+            raise _failure(attempt, reason_of(error, attempt.target.url)) from error
         finally:
             _attempt.reset(token)
 
@@ -196,7 +192,7 @@ class AiohttpSender:
                     chunk := await response.content.readany()
                 ):
                     content += chunk
-        except _FAILURES:  # a timeout is an OSError
+        except SEND_FAILURES:  # a timeout is an OSError
             if response is None:
                 raise
         finally:
@@ -245,7 +241,7 @@ class AiohttpSender:
             raise Unreachable("the sender is closed")
         self._session = ClientSession(
             connector=BoundedConnector(
-                resolver=_GuardedResolver(self._look_up),
+                resolver=ResolverOfAiohttp(self._look_up),
                 socket_factory=self._open_socket,
                 use_dns_cache=False,
                 ssl=True if self._ssl_context is None else self._ssl_context,
@@ -303,24 +299,6 @@ class _ReportingRequest(ClientRequest):
         return await super().send(conn)
 
 
-class _GuardedResolver(AbstractResolver):
-    """Hands aiohttp the addresses that passed the guard, in its own form."""
-
-    def __init__(self, look_up: Resolver) -> None:
-        self._look_up = look_up
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
-            for address in await self._look_up(host, port)
-        ]
-
-    async def close(self) -> None:
-        pass
-
-
 async def _post_through_proxy(
     session: ClientSession,
     target: _Target,
@@ -346,23 +324,6 @@ def _failure(attempt: _Attempt, reason: str) -> Unreachable | UnknownOutcome:
     if not attempt.sent:
         return Unreachable(f"{attempt.target.destination.name}: not reached: {reason}")
     return UnknownOutcome(f"{attempt.target.destination.name} ({attempt.address}): {reason}")
-
-
-def _reason(error: Exception, url: URL) -> str:
-    """Say in one line what happened, without the URL, whose query may hold a secret.
-
-    What the peer sent is quoted in part at the most.
-    """
-    match error:
-        case aiohttp.ClientHttpProxyError():
-            text = f"the proxy answered {error.status}"
-        case aiohttp.ClientResponseError():
-            text = f"malformed answer: {error.message}"
-        case aiohttp.ServerDisconnectedError():  # its text is whatever part of an answer came
-            text = "disconnected without an answer"
-        case _:
-            text = str(error).replace(str(url), "the URL") or type(error).__name__
-    return "".join(filter(str.isprintable, " ".join(text.split())))[:_REASON_CHARACTERS]
 
 
 @lru_cache(maxsize=1024)
