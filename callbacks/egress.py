@@ -91,6 +91,8 @@ class AllowRule:
             bare = _normalised_host(f"[{bare}]" if ":" in bare and bare[0] != "[" else bare)
         except UrlRefused as error:
             raise ValueError(f"allow rule for {self.host!r}: {error}") from error
+        if wildcard and _is_address(bare):
+            raise ValueError(f"allow rule for {self.host!r}: there are no names below an address")
         object.__setattr__(self, "host", wildcard + bare)
 
     def matches(self, destination: Destination) -> bool:
@@ -195,10 +197,17 @@ def refused_address(
         address = ip_address(address)
     except ValueError:
         return f"{str(address)[:50]!r} is not an IP address"
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        # It names an interface of this machine, and would have to be looked up once more.
+        return f"{address} may not be called: it has a zone"
     entry = denied_range(address)
     if entry is None or (entry.private and (private or policy.allow_private)):
         return None
     return f"{address} may not be called: {entry.reason}"
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or _ENDS_IN_NUMBER.fullmatch(host.rpartition(".")[2]) is not None
 
 
 def _is_usual_port(port: int) -> bool:

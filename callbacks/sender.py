@@ -3,59 +3,64 @@
 The guard sits where addresses are used and not before: the resolver's answer is judged as a whole,
 and the socket is opened for the very address that was judged. A name that changes its mind between
 the check and the dial gains nothing.
+
+With a proxy, which an operator has to ask for, the dial goes to the proxy: its address is trusted,
+and what it calls in turn is up to it. The text of the URL is judged all the same.
 """
 
 import asyncio
 import io
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from ssl import SSLContext
 
 import aiohttp
 from aiohttp import AddrInfoType, ClientRequest, ClientResponse, ClientSession
-from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 from yarl import URL
 
+from callbacks.connections import BoundedConnector, BoundedProtocol
 from callbacks.egress import Destination, EgressPolicy, check_callback_url, refused_address
 from callbacks.errors import AddressRefused, UrlRefused
 from callbacks.header_rules import is_sent, sent_value
+from callbacks.proxies import Proxies, Proxy
+from callbacks.resolver import Resolver, ResolverOfAiohttp, SystemResolver
+from callbacks.send_failures import SEND_FAILURES, reason_of
 from clients.errors import UnknownOutcome, Unreachable
 from clients.sender import SentResponse
 from nexus_spec import Headers
 
-__all__ = ["AiohttpSender", "Resolver"]
-
-Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Looks up a host and port: every address, as text. Raises OSError where there is none."""
+__all__ = ["AiohttpSender"]
 
 # Below the 5 s after which the common servers (uvicorn, Node) close an idle connection: a request
 # that crosses that close has an unknown outcome.
 _KEEP_ALIVE_SECONDS = 4.0
-# A look-up in the system's resolver may hang for half a minute. Threads of its own keep one
-# caller's dead name server away from everything else that runs on threads.
-_RESOLVER_THREADS = 16
 # aiohttp writes a body of bytes in one piece, and warns above 1 MiB.
 _BODY_IN_ONE_PIECE_BYTES = 256 * 1024
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-# Only what the completion says is sent; aiohttp would add types and codings of its own.
-_NOT_ADDED = ("Accept", "Content-Type", "User-Agent")
+# Only what the completion says is sent; aiohttp would add a type of its own.
+_NOT_ADDED: CIMultiDict[None] = CIMultiDict({"Content-Type": None})
+# aiohttp puts the headers into three mappings in turn, which is quicker with names of this kind.
+_USER_AGENT = istr("User-Agent")
+_ACCEPT_ENCODING = istr("Accept-Encoding")
 
 
 class _Target:
-    """A checked URL, ready to be dialled."""
+    """A checked URL, ready to be dialled, and the proxy to dial in its place."""
 
-    __slots__ = ("destination", "private", "url")
+    __slots__ = ("destination", "private", "proxy", "url")
 
-    def __init__(self, url: URL, destination: Destination, *, private: bool) -> None:
+    def __init__(
+        self, url: URL, destination: Destination, *, private: bool, proxy: Proxy | None
+    ) -> None:
         self.url = url
         self.destination = destination
         self.private = private
+        self.proxy = proxy
 
 
 class _Attempt:
@@ -78,12 +83,15 @@ _attempt: ContextVar[_Attempt] = ContextVar("callback_attempt")
 class AiohttpSender:
     """Sends completions, to nothing but what the policy allows: a `clients.sender.Sender`.
 
-    Redirects are not followed, cookies and proxies of the environment are ignored, responses are
-    not decompressed. Connections are kept and reused; since a reused one is not judged again, each
-    policy needs a sender of its own. Bound to the event loop of its first `post`.
+    Redirects are not followed, cookies are ignored, responses are not decompressed, and the
+    environment says nothing. Connections are kept and reused; since a reused one is not judged
+    again, each policy needs a sender of its own. Two senders share no connection, and one sender
+    shares none between two hosts, ports or schemes, which are all that a policy looks at. Bound to
+    the event loop of its first `post`.
 
     Args:
         policy: which URLs and addresses may be called.
+        proxies: where to dial in place of the URL's host; direct by default.
         resolver: looks up host names; the system's by default, on threads of its own.
         connections_per_destination: further attempts wait for one, within their own timeout.
         response_bytes: how much of a response's body is read; the rest is cut off.
@@ -95,6 +103,7 @@ class AiohttpSender:
         self,
         policy: EgressPolicy,
         *,
+        proxies: Proxies | None = None,
         resolver: Resolver | None = None,
         connections_per_destination: int = 64,
         response_bytes: int = 4096,
@@ -102,7 +111,8 @@ class AiohttpSender:
         user_agent: str = "nexus-rpc-gateway",
     ) -> None:
         self._policy = policy
-        self._system_resolver = _SystemResolver()
+        self._proxies = proxies or Proxies()
+        self._system_resolver = SystemResolver()
         self._resolver = resolver or self._system_resolver
         self._connections_per_destination = connections_per_destination
         self._response_bytes = response_bytes
@@ -137,15 +147,15 @@ class AiohttpSender:
             UnknownOutcome: the peer may have received the request, and gave no answer.
         """
         attempt = _Attempt(self._target(url))
-        fields = self._fields(headers)
+        fields = self._fields(headers, attempt.target)
         session = self._session or self._open()
         token = _attempt.set(attempt)
         try:
             return await self._exchange(session, attempt, fields, body, timeout)
         except TimeoutError as error:
             raise _failure(attempt, f"no answer within {timeout:g} s") from error
-        except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as error:
-            raise _failure(attempt, str(error) or type(error).__name__) from error
+        except (*SEND_FAILURES, RuntimeError) as error:  # aiohttp's pool was closed meanwhile
+            raise _failure(attempt, reason_of(error, attempt.target.url)) from error
         finally:
             _attempt.reset(token)
 
@@ -170,14 +180,19 @@ class AiohttpSender:
         try:
             # aiohttp's own timeouts are per read: a peer that drips would never run into one.
             async with asyncio.timeout(timeout):
-                response = await session.post(
-                    attempt.target.url, data=data, headers=fields, allow_redirects=False
-                )
+                if attempt.target.proxy is None:
+                    response = await session.post(
+                        attempt.target.url, data=data, headers=fields, allow_redirects=False
+                    )
+                else:
+                    response = await _post_through_proxy(
+                        session, attempt.target, attempt.target.proxy, data, fields
+                    )
                 while len(content) < self._response_bytes and (
                     chunk := await response.content.readany()
                 ):
                     content += chunk
-        except (TimeoutError, aiohttp.ClientError, OSError):
+        except SEND_FAILURES:  # a timeout is an OSError
             if response is None:
                 raise
         finally:
@@ -191,14 +206,18 @@ class AiohttpSender:
             address=attempt.address,
         )
 
-    def _fields(self, headers: Sequence[tuple[str, str]]) -> CIMultiDict[str]:
+    def _fields(self, headers: Sequence[tuple[str, str]], target: _Target) -> CIMultiDict[str]:
         fields: CIMultiDict[str] = CIMultiDict()
         for name, value in headers:
-            if is_sent(name):
-                spelled = name if name not in fields else _spelling(fields, name)
+            sent = _sent_name(name)
+            if sent is not None:
+                spelled = sent if sent not in fields else _spelling(fields, name)
                 fields.add(spelled, sent_value(name, value))
-        fields.setdefault("User-Agent", self._user_agent)
-        fields.setdefault("Accept-Encoding", "identity")
+        fields.setdefault(_USER_AGENT, self._user_agent)
+        fields.setdefault(_ACCEPT_ENCODING, "identity")
+        # Through the tunnel of an https URL it is the destination that would see it.
+        if target.proxy is not None and target.destination.scheme == "http":
+            fields.extend(target.proxy.headers)
         return fields
 
     def _checked_target(self, raw: str) -> _Target:
@@ -210,14 +229,19 @@ class AiohttpSender:
         # Two readers of one URL must not find two hosts in it.
         if (_plain(url.raw_host), url.port) != (destination.host, destination.port):
             raise UrlRefused("callback URL: the host is ambiguous")
-        return _Target(url, destination, private=self._policy.opens_private(destination))
+        return _Target(
+            url,
+            destination,
+            private=self._policy.opens_private(destination),
+            proxy=self._proxies.proxy_for(destination),
+        )
 
     def _open(self) -> ClientSession:
         if self._closed:
             raise Unreachable("the sender is closed")
         self._session = ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=_GuardedResolver(self._look_up),
+            connector=BoundedConnector(
+                resolver=ResolverOfAiohttp(self._look_up),
                 socket_factory=self._open_socket,
                 use_dns_cache=False,
                 ssl=True if self._ssl_context is None else self._ssl_context,
@@ -230,7 +254,6 @@ class AiohttpSender:
             auto_decompress=False,
             trust_env=False,
             timeout=_NO_TIMEOUT,
-            skip_auto_headers=_NOT_ADDED,
         )
         return self._session
 
@@ -251,6 +274,8 @@ class AiohttpSender:
         return socket.socket(family, kind, protocol)
 
     def _judge(self, attempt: _Attempt, address: str) -> None:
+        if attempt.target.proxy is not None:
+            return
         reason = refused_address(address, self._policy, private=attempt.target.private)
         if reason is not None:
             attempt.refused = attempt.refused or reason
@@ -262,53 +287,35 @@ class AiohttpSender:
 class _ReportingRequest(ClientRequest):
     """Notes that, and to which address, the request goes out: what tells lost from never sent."""
 
+    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
+        """Add nothing to the headers; the session's `skip_auto_headers` does it at some length."""
+        self._skip_auto_headers = _NOT_ADDED
+
     async def send(self, conn: Connection) -> ClientResponse:
         attempt = _attempt.get()
         attempt.sent = True
-        transport = conn.transport
-        if transport is not None:
-            attempt.address = _host_and_port(transport.get_extra_info("peername"))
+        if isinstance(conn.protocol, BoundedProtocol):
+            attempt.address = conn.protocol.peer
         return await super().send(conn)
 
 
-class _GuardedResolver(AbstractResolver):
-    """Hands aiohttp the addresses that passed the guard, in its own form."""
-
-    def __init__(self, look_up: Resolver) -> None:
-        self._look_up = look_up
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
-            for address in await self._look_up(host, port)
-        ]
-
-    async def close(self) -> None:
-        pass
-
-
-class _SystemResolver:
-    """`getaddrinfo` on threads that serve nothing else."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="callback-dns")
-
-    async def __call__(self, host: str, port: int) -> Sequence[str]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _addresses, host, port)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _addresses(host: str, port: int) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:
-        raise OSError(f"{host} is not a host name") from error
-    return [str(address[0]) for *_, address in found]
+async def _post_through_proxy(
+    session: ClientSession,
+    target: _Target,
+    proxy: Proxy,
+    data: bytes | io.BytesIO,
+    fields: CIMultiDict[str],
+) -> ClientResponse:
+    return await session.post(
+        target.url,
+        data=data,
+        headers=fields,
+        allow_redirects=False,
+        proxy=proxy.url,
+        proxy_headers=proxy.headers,  # with CONNECT only
+        # Inside a tunnel aiohttp would keep the final dot of a name, which no certificate has.
+        server_hostname=target.destination.host if target.url.scheme == "https" else None,
+    )
 
 
 def _failure(attempt: _Attempt, reason: str) -> Unreachable | UnknownOutcome:
@@ -319,11 +326,9 @@ def _failure(attempt: _Attempt, reason: str) -> Unreachable | UnknownOutcome:
     return UnknownOutcome(f"{attempt.target.destination.name} ({attempt.address}): {reason}")
 
 
-def _host_and_port(peername: tuple[str, int] | tuple[str, int, int, int] | None) -> str | None:
-    if not peername:
-        return None
-    host, port = peername[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+@lru_cache(maxsize=1024)
+def _sent_name(name: str) -> istr | None:
+    return istr(name) if is_sent(name) else None
 
 
 def _spelling(fields: CIMultiDict[str], name: str) -> str:

@@ -232,7 +232,9 @@ class _Parts:
 
 def _sender(settings: Settings, policy: EgressPolicy) -> AiohttpSender:
     most = max(rule.concurrency for rule in settings.callbacks.rules.all)
-    return AiohttpSender(policy, connections_per_destination=most)
+    return AiohttpSender(
+        policy, proxies=settings.callbacks.proxies, connections_per_destination=most
+    )
 
 
 def registry(

@@ -36,6 +36,8 @@ def serve(app: Starlette, settings: Settings) -> None:
     """
     if settings.allow_private_callbacks:
         logger.warning("callbacks to loopback and private addresses are allowed")
+    if proxies := settings.callbacks.proxies.urls:
+        logger.info("callbacks go through a proxy", extra={"proxies": ", ".join(proxies)})
     listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         app,

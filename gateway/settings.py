@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     field_validator,
@@ -37,6 +38,7 @@ from callbacks.delivery_rules import DeliveryRule, DeliveryRules
 from callbacks.egress import AllowRule, EgressPolicy, Webhook
 from callbacks.errors import UrlRefused
 from callbacks.leases import LEASE_SECONDS
+from callbacks.proxies import Proxies, read_proxies
 from callbacks.retry_schedule import PERMANENT_STATUSES, RetryPolicy
 from clients.endpoint import check_base_url
 from handlers.engine_settings import EngineSettings
@@ -182,6 +184,8 @@ class CallbackSettings(DeliveryRuleSettings):
     concurrency: int = Field(default=1024, ge=1)
     dead_letter_webhook: str | None = None
     destinations: list[DestinationSettings] = Field(default_factory=list)
+    proxy_from_environment: bool = False
+    _proxies: Proxies = PrivateAttr(default_factory=Proxies)
 
     @field_validator("dead_letter_webhook")
     @classmethod
@@ -192,6 +196,17 @@ class CallbackSettings(DeliveryRuleSettings):
             except UrlRefused as error:
                 raise ValueError(str(error).removeprefix("callback URL: ")) from None
         return url
+
+    @model_validator(mode="after")
+    def _read_environment(self) -> Self:
+        if self.proxy_from_environment:
+            self._proxies = read_proxies(os.environ)
+        return self
+
+    @property
+    def proxies(self) -> Proxies:
+        """What callbacks go through: what the environment said when the settings were read."""
+        return self._proxies
 
     @property
     def rules(self) -> DeliveryRules:

@@ -1,4 +1,4 @@
-"""Fixtures of the callbacks' tests; see `tests/callbacks/office.py` for what they are made of."""
+"""Fixtures of the callbacks' tests; `office.py` and `peers.py` have what they are made of."""
 
 import functools
 import tempfile
@@ -10,6 +10,7 @@ import pytest
 
 from gateway.schema import migrate
 from tests.callbacks.office import Office, Place
+from tests.callbacks.peers import Scene
 
 OpenOffice = Callable[..., Awaitable[Office]]
 
@@ -56,3 +57,10 @@ async def open_office(place: Place) -> AsyncIterator[OpenOffice]:
         assert await offices[-1].not_looked_for() == []
     for office in offices:
         await office.close(0.1)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    """Starts peers and senders; they all close with the test."""
+    async with Scene.open() as scene:
+        yield scene

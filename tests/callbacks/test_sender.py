@@ -1,175 +1,38 @@
 import asyncio
-import gzip
 import socket
-import ssl
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+import httptools
+import httpx
 import pytest
-import trustme
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from callbacks.egress import AllowRule, EgressPolicy, check_callback_url
 from callbacks.errors import AddressRefused, HeaderRefused, UrlRefused
+from callbacks.header_rules import check_callback_headers
 from callbacks.sender import AiohttpSender, _Attempt, _attempt
 from clients.errors import UnknownOutcome, Unreachable
 from clients.sender import Sender
+from tests.callbacks.peers import (
+    OK,
+    PRIVATE,
+    Authority,
+    Peer,
+    Scene,
+    answering,
+    resolving,
+    silent,
+)
 
 pytestmark = pytest.mark.anyio
-
-PRIVATE = EgressPolicy(allow_private=True)
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param}
-
-
-@dataclass
-class Request:
-    """One request as its bytes came in."""
-
-    head: bytes
-    body: bytes
-
-    @property
-    def line(self) -> bytes:
-        return self.head.split(b"\r\n")[0]
-
-    def values(self, name: str) -> list[bytes]:
-        fields = [line.partition(b": ") for line in self.head.split(b"\r\n")[1:]]
-        return [value for key, _, value in fields if key.lower() == name.lower().encode()]
-
-
-Behaviour = Callable[["Peer", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@dataclass
-class Peer:
-    """A server that behaves as it is told, byte by byte."""
-
-    port: int = 0
-    connections: int = 0
-    requests: list[Request] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/cb"
-
-    async def read(self, reader: asyncio.StreamReader) -> Request:
-        head = await reader.readuntil(b"\r\n\r\n")
-        request = Request(head[:-4], b"")
-        request.body = await reader.readexactly(
-            int((request.values("content-length") or [b"0"])[0])
-        )
-        self.requests.append(request)
-        return request
-
-
-class Scene:
-    """Starts peers and senders, and ends them with the test."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._stack = stack
-
-    async def peer(
-        self, behaviour: Behaviour, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
-    ) -> Peer:
-        peer = Peer()
-        serving: set[asyncio.Task[None]] = set()
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peer.connections += 1
-            serving.add(task := asyncio.ensure_future(_until_gone(peer, behaviour, reader, writer)))
-            await asyncio.wait([task])
-
-        server = await asyncio.start_server(serve, host, 0, ssl=tls)
-        peer.port = server.sockets[0].getsockname()[1]
-
-        async def end() -> None:
-            server.close()
-            for task in serving:
-                task.cancel()
-            if serving:
-                await asyncio.wait(serving)
-
-        self._stack.push_async_callback(end)
-        return peer
-
-    def sender(self, policy: EgressPolicy = PRIVATE, **options: Any) -> AiohttpSender:
-        sender = AiohttpSender(policy, **options)
-        self._stack.push_async_callback(sender.aclose)
-        return sender
-
-
-async def _until_gone(
-    peer: Peer,
-    behaviour: Behaviour,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-) -> None:
-    try:
-        await behaviour(peer, reader, writer)
-    except (OSError, asyncio.IncompleteReadError):
-        pass  # the sender hung up, which most of these tests want
-    finally:
-        writer.transport.abort()
-
-
-@pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    async with AsyncExitStack() as stack:
-        yield Scene(stack)
-
-
-def answering(data: bytes, *, then_close: bool = False) -> Behaviour:
-    async def behave(
-        peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        while True:
-            await peer.read(reader)
-            writer.write(data)
-            await writer.drain()
-            if then_close:
-                writer.close()
-                await writer.wait_closed()
-                return
-
-    return behave
-
-
-async def silent(peer: Peer, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    await peer.read(reader)
-    await reader.read()
-
-
-def streaming(head: bytes, piece: bytes, *, pause_seconds: float = 0) -> Behaviour:
-    async def behave(
-        peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await peer.read(reader)
-        writer.write(head)
-        while True:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(pause_seconds)
-
-    return behave
-
-
-def resolving(*answers: Sequence[str]) -> Callable[[str, int], Awaitable[Sequence[str]]]:
-    """Resolve to each of the answers in turn, to the last one ever after."""
-    remaining = list(answers)
-
-    async def resolve(_host: str, _port: int) -> Sequence[str]:
-        return remaining.pop(0) if len(remaining) > 1 else remaining[0]
-
-    return resolve
 
 
 # --- what is sent ---
@@ -272,18 +135,6 @@ async def test_proxies_of_the_environment_are_ignored(
 # --- answers ---
 
 
-async def test_redirects_are_answers(scene: Scene) -> None:
-    elsewhere = await scene.peer(answering(OK))
-    peer = await scene.peer(
-        answering(
-            f"HTTP/1.1 302 Found\r\nLocation: {elsewhere.url}\r\nContent-Length: 0\r\n\r\n".encode()
-        )
-    )
-    response = await scene.sender().post(peer.url, [], b"x", timeout=5)
-    assert response.status == 302
-    assert elsewhere.connections == 0
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -311,135 +162,6 @@ async def test_a_long_body_is_cut_at_the_cap(scene: Scene, size: int) -> None:
         assert response.body == b"x" * 4096
     # The rest of a body that was not read must not be taken for the next answer.
     assert len(peer.requests) == 2
-
-
-async def test_an_answer_before_the_end_of_the_request_spoils_the_connection(
-    scene: Scene,
-) -> None:
-    async def hasty(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer.requests.append(Request(await reader.readuntil(b"\r\n\r\n"), b""))
-        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
-        while await reader.read(65536):
-            pass
-
-    peer = await scene.peer(hasty)
-    sender = scene.sender()
-    for _ in range(2):
-        response = await sender.post(peer.url, [], b"x" * 20_000_000, timeout=5)
-        assert response.status == 400
-    # The second request did not follow the half of the first.
-    assert peer.connections == 2
-
-
-async def test_a_compressed_body_is_not_unpacked(scene: Scene) -> None:
-    bomb = gzip.compress(bytes(10_000_000))
-    peer = await scene.peer(
-        streaming(
-            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n" + bomb, bomb
-        )
-    )
-    response = await scene.sender().post(peer.url, [], b"", timeout=5)
-    assert response.body == bomb[:4096]
-
-
-async def test_a_status_counts_when_the_body_never_ends(scene: Scene) -> None:
-    peer = await scene.peer(
-        streaming(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x", pause_seconds=0.02)
-    )
-    response = await scene.sender().post(peer.url, [], b"", timeout=0.3)
-    assert response.status == 200
-    assert set(response.body) == {ord("x")}
-
-
-async def test_a_status_counts_when_the_body_breaks_off(scene: Scene) -> None:
-    peer = await scene.peer(
-        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf", then_close=True)
-    )
-    response = await scene.sender().post(peer.url, [], b"", timeout=5)
-    assert (response.status, response.body) == (200, b"half")
-
-
-# --- no answer ---
-
-
-async def test_a_peer_that_drips_its_headers_runs_into_the_timeout(scene: Scene) -> None:
-    peer = await scene.peer(streaming(b"HTTP/1.1 200 OK\r\nX: ", b"y", pause_seconds=0.02))
-    with pytest.raises(UnknownOutcome, match=r"no answer within 0\.3 s"):
-        await scene.sender().post(peer.url, [], b"", timeout=0.3)
-
-
-async def test_a_peer_that_never_answers_runs_into_the_timeout(scene: Scene) -> None:
-    peer = await scene.peer(silent)
-    with pytest.raises(UnknownOutcome, match=f"127.0.0.1:{peer.port}"):
-        await scene.sender().post(peer.url, [], b"", timeout=0.2)
-
-
-async def test_a_peer_that_takes_no_body_runs_into_the_timeout(scene: Scene) -> None:
-    async def deaf(_: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.get_running_loop().create_future()
-
-    peer = await scene.peer(deaf)
-    with pytest.raises(UnknownOutcome):
-        await scene.sender().post(peer.url, [], b"x" * 20_000_000, timeout=0.3)
-
-
-async def test_endless_interim_answers_run_into_the_timeout(scene: Scene) -> None:
-    peer = await scene.peer(streaming(b"", b"HTTP/1.1 100 Continue\r\n\r\n", pause_seconds=0.02))
-    with pytest.raises(UnknownOutcome):
-        await scene.sender().post(peer.url, [], b"", timeout=0.3)
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-async def test_a_reset_after_the_request_has_an_unknown_outcome(scene: Scene) -> None:
-    async def behave(
-        peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await peer.read(reader)
-        _reset(writer)
-
-    peer = await scene.peer(behave)
-    with pytest.raises(UnknownOutcome):
-        await scene.sender().post(peer.url, [], b"x", timeout=5)
-    assert len(peer.requests) == 1  # and it was not sent again
-
-
-async def test_a_reset_of_a_new_connection_has_an_unknown_outcome(scene: Scene) -> None:
-    async def behave(_: Peer, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _reset(writer)
-
-    peer = await scene.peer(behave)
-    with pytest.raises(UnknownOutcome):
-        await scene.sender().post(peer.url, [], b"x", timeout=5)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"",
-    ],
-)
-async def test_an_answer_that_is_not_http_has_an_unknown_outcome(scene: Scene, data: bytes) -> None:
-    peer = await scene.peer(answering(data, then_close=True))
-    with pytest.raises(UnknownOutcome):
-        await scene.sender().post(peer.url, [], b"x", timeout=5)
-
-
-async def test_headers_without_end_are_not_collected(scene: Scene) -> None:
-    peer = await scene.peer(streaming(b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n"))
-    with pytest.raises(UnknownOutcome, match=r"^(?!.*no answer within)"):
-        await scene.sender().post(peer.url, [], b"x", timeout=20)
 
 
 # --- never sent ---
@@ -625,49 +347,177 @@ async def test_a_rule_opens_private_addresses_for_its_host_only(scene: Scene) ->
         await sender.post(f"http://outside.example:{peer.port}/", [], b"", timeout=5)
 
 
+async def test_two_senders_share_nothing(scene: Scene) -> None:
+    peer = await scene.peer(answering(OK))
+    url = f"http://hook.example:{peer.port}/"
+    strict, first, second = (
+        scene.sender(policy, resolver=resolving(["127.0.0.1"]))
+        for policy in (EgressPolicy(), PRIVATE, PRIVATE)
+    )
+    await first.post(url, [], b"", timeout=5)
+    # A connection lies open to this very destination, and is no way around the stricter policy.
+    with pytest.raises(AddressRefused):
+        await strict.post(url, [], b"", timeout=5)
+    await second.post(url, [], b"", timeout=5)
+    assert peer.connections == 2
+    await first.aclose()
+    await second.post(url, [], b"", timeout=5)
+    assert peer.connections == 2
+    with pytest.raises(Unreachable, match="closed"):
+        await first.post(url, [], b"", timeout=5)
+
+
+async def test_destinations_that_a_policy_tells_apart_share_no_connection(scene: Scene) -> None:
+    authority = Authority()
+    names = [f"{name}.example" for name in ("inside", "outside", "other")]
+    peer = await scene.peer(answering(OK))
+    encrypted = await scene.peer(answering(OK), tls=authority.server(*names))
+    policy = EgressPolicy(
+        allow=(
+            AllowRule("inside.example", insecure=True, private=True),
+            AllowRule("inside.example", port=encrypted.port, private=True),
+            AllowRule("outside.example", port=encrypted.port, private=True),
+            AllowRule("*", insecure=True),
+        )
+    )
+    sender = scene.sender(policy, resolver=resolving(["127.0.0.1"]), ssl_context=authority.client())
+    open_to = [f"http://inside.example:{peer.port}/"]
+    open_to += [f"https://{name}:{encrypted.port}/" for name in names[:2]]
+    for url in open_to * 2:
+        assert (await sender.post(url, [], b"", timeout=5)).status == 200
+    assert (peer.connections, encrypted.connections) == (1, 2)
+    # The same address, the same port, open connections: another name, or another scheme.
+    for url in (
+        f"http://outside.example:{peer.port}/",
+        f"http://other.example:{peer.port}/",
+        f"https://other.example:{encrypted.port}/",
+        f"http://outside.example:{encrypted.port}/",
+    ):
+        with pytest.raises(AddressRefused):
+            await sender.post(url, [], b"", timeout=5)
+    assert (peer.connections, encrypted.connections) == (1, 2)
+
+
 URL_TAILS = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
+AUTHORITIES = st.lists(
+    st.sampled_from(["a", "b.example", "8.8.8.8", "0x8.8", "134744072", "[2606:4700::1]", "xn--"])
+    | st.sampled_from([".", ":", ":80", ":8080", ":080", "-", "_", "%", "@", ",", ";", "$", "!"]),
+    min_size=1,
+    max_size=4,
+).map("".join)
+# An independent reader of URLs: what it finds as host and port, None where it reads no URL.
+Reader = Callable[[str], tuple[str, int | None] | None]
 
 
-@given(st.sampled_from(["http://", "https://", "HTTP://"]), URL_TAILS, URL_TAILS)
-@example("http://", "0x8.8", ":80?")
-def test_a_url_means_the_same_to_the_guard_and_to_the_client(
-    scheme: str, authority: str, tail: str
+def _by_httptools(raw: str) -> tuple[str, int | None] | None:
+    try:
+        url = httptools.parse_url(raw.encode())
+    except httptools.HttpParserInvalidURLError:
+        return None
+    return (url.host or b"").decode(), url.port
+
+
+def _by_urllib(raw: str) -> tuple[str, int | None] | None:
+    try:
+        url = urlsplit(raw)
+        return url.hostname or "", url.port
+    except ValueError:
+        return None
+
+
+def _by_httpx(raw: str) -> tuple[str, int | None] | None:
+    try:
+        url = httpx.URL(raw)
+    except httpx.InvalidURL:
+        return None
+    return url.host, url.port
+
+
+READERS: list[Reader] = [_by_httptools, _by_urllib, _by_httpx]
+
+
+@given(
+    st.sampled_from(["http", "https", "HTTP"]),
+    AUTHORITIES | URL_TAILS,
+    st.sampled_from(["", "/", "?"]),
+    URL_TAILS,
+)
+@example("http", "0x8.8", "", ":80?")
+def test_a_url_means_the_same_to_the_guard_and_to_every_other_reader(
+    scheme: str, authority: str, separator: str, tail: str
 ) -> None:
     sender = AiohttpSender(EgressPolicy())
-    for raw in (scheme + authority + tail, f"{scheme}a.example/{tail}", f"{scheme}8.8/{tail}"):
-        try:
-            destination = check_callback_url(raw, EgressPolicy())
-        except UrlRefused:
+    raw = f"{scheme}://{authority}{separator}{tail}"
+    try:
+        destination = check_callback_url(raw, EgressPolicy())
+    except UrlRefused:
+        with pytest.raises(UrlRefused):
+            sender._checked_target(raw)
+        return
+    target = sender._checked_target(raw)
+    assert target.url.scheme == destination.scheme
+    assert target.url.port == destination.port
+    assert str(target.url.raw_host).lower().removesuffix(".") == destination.host
+    for read in READERS:
+        if (found := read(raw)) is None:
             continue
-        target = sender._checked_target(raw)
-        assert target.url.port == destination.port
-        assert str(target.url.raw_host).lower().removesuffix(".") == destination.host
+        host, port = found
+        written = f"[{host}]" if ":" in host else host
+        suffix = "" if port is None else f":{port}"
+        again = check_callback_url(f"{destination.scheme}://{written}{suffix}/", EgressPolicy())
+        assert again == destination, read
+
+
+# A value is the bytes of some UTF-8, one character each, as an ASGI server hands them over.
+HEADER_NAMES = (
+    st.sampled_from(["Token", "X-A", "x-a", "Cookie", "Nexus-Link", "Webhook-Id", "Keep-Alive"])
+    | st.sampled_from(["Host", "content-length", "Content_Length", "Transfer-Encoding", "TE"])
+    | st.sampled_from(["Connection", "Expect", "Upgrade", "Proxy-Authorization", "Trailer"])
+    | st.text(max_size=8)
+)
+HEADER_VALUES = st.text(max_size=12).map(lambda text: text.encode().decode("latin-1")) | st.text(
+    st.sampled_from("a: \r\n\t\x00\x0b\x85\xa0\xff"), max_size=6
+)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(HEADER_NAMES, HEADER_VALUES, max_size=4), st.binary(max_size=20))
+def test_no_header_of_a_caller_changes_the_framing(
+    runner: asyncio.Runner, headers: dict[str, str], body: bytes
+) -> None:
+    try:
+        check_callback_headers(headers)
+    except HeaderRefused:
+        return
+
+    async def post() -> tuple[Peer, int]:
+        async with Scene.open() as scene:
+            peer = await scene.peer(answering(OK))
+            sender = scene.sender()
+            pairs = list(headers.items())
+            statuses = [(await sender.post(peer.url, pairs, body, timeout=5)).status for _ in "ab"]
+            return peer, statuses.count(200)
+
+    peer, answered = runner.run(post())
+    # Both requests, one behind the other on one connection, were read as they were meant.
+    assert (answered, peer.connections, len(peer.requests)) == (2, 1, 2)
+    for request in peer.requests:
+        assert request.body == body
+        assert request.values("content-length") == [str(len(body)).encode()]
+        assert request.values("transfer-encoding") == []
+        assert request.values("host") == [f"127.0.0.1:{peer.port}".encode()]
+        for name in headers:
+            sent = [v.encode("latin-1") for n, v in headers.items() if n.lower() == name.lower()]
+            assert request.values(name) == sent
 
 
 # --- TLS ---
-
-
-@dataclass
-class Authority:
-    """A certificate authority of the test's own, and what was asked of its server."""
-
-    ca: trustme.CA = field(default_factory=trustme.CA)
-    asked_for: list[str | None] = field(default_factory=list)
-
-    def server(self, name: str) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.ca.issue_cert(name).configure_cert(context)
-
-        def note(_socket: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
-            self.asked_for.append(name)
-
-        context.sni_callback = note
-        return context
-
-    def client(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        self.ca.configure_trust(context)
-        return context
 
 
 async def test_the_certificate_is_checked_against_the_host_name(scene: Scene) -> None:
@@ -682,32 +532,3 @@ async def test_the_certificate_is_checked_against_the_host_name(scene: Scene) ->
         await sender.post(f"https://wrong.example:{peer.port}/", [], b"x", timeout=5)
     assert authority.asked_for == ["right.example", "wrong.example"]
     assert len(peer.requests) == 1
-
-
-async def test_an_unknown_authority_is_not_trusted(scene: Scene) -> None:
-    peer = await scene.peer(answering(OK), tls=Authority().server("peer.example"))
-    sender = scene.sender(resolver=resolving(["127.0.0.1"]))
-    with pytest.raises(Unreachable, match="certificate"):
-        await sender.post(f"https://peer.example:{peer.port}/", [], b"x", timeout=5)
-    assert peer.requests == []
-
-
-async def test_a_handshake_that_hangs_is_unreachable(scene: Scene) -> None:
-    async def mute(_: Peer, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-
-    peer = await scene.peer(mute)
-    sender = scene.sender(resolver=resolving(["127.0.0.1"]))
-    with pytest.raises(Unreachable, match="no answer within"):
-        await sender.post(f"https://peer.example:{peer.port}/", [], b"x", timeout=0.3)
-
-
-async def test_plain_http_on_a_tls_port_is_unreachable(scene: Scene) -> None:
-    async def plain(_: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(OK)
-        await reader.read()
-
-    peer = await scene.peer(plain)
-    sender = scene.sender(resolver=resolving(["127.0.0.1"]))
-    with pytest.raises(Unreachable):
-        await sender.post(f"https://peer.example:{peer.port}/", [], b"x", timeout=5)

@@ -65,6 +65,19 @@ def test_it_says_where_it_listens_and_ends_with_0_on_sigterm(
     assert "Traceback" not in process.log()
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_it_says_which_proxy_callbacks_go_through(folder: Path, asked: bool) -> None:
+    env = {
+        "https_proxy": "http://agent:s3cret@proxy.example:3128",
+        "NEXUS_GATEWAY_CALLBACKS__PROXY_FROM_ENVIRONMENT": str(asked).lower(),
+    }
+    with GatewayProcess.start(TARGET, folder / "nexus.db", cwd=folder, env=env) as process:
+        log = process.log()
+    assert ("callbacks go through a proxy" in log) is asked
+    assert ("http://proxy.example:3128" in log) is asked
+    assert "s3cret" not in log
+
+
 async def test_json_logs_are_json_line_by_line_and_hold_no_secrets(
     tmp_path: Path, receiver: CallbackReceiver
 ) -> None:

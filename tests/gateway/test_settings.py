@@ -261,3 +261,39 @@ def test_check_config_looks_at_the_database_url(
 def test_the_worked_example_is_good(capfd: pytest.CaptureFixture[str]) -> None:
     file = Path(__file__).parents[2] / "examples" / "gateway.yaml"
     assert run_here(capfd, "check-config", "--config", file).code == 0
+
+
+PROXIES = {
+    "HTTPS_PROXY": "http://agent:s3cret@proxy.example:3128",
+    "ALL_PROXY": "",
+    "NO_PROXY": "inside.example",
+}
+
+
+@pytest.fixture
+def proxies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in PROXIES.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.mark.usefixtures("proxies_of_the_environment")
+def test_proxies_of_the_environment_are_for_those_who_ask(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_settings({}).callbacks.proxies.urls == []
+    asked = config(folder, "callbacks: {proxy_from_environment: true}")
+    settings = read_settings({}, asked)
+    monkeypatch.setenv("HTTPS_PROXY", "http://later.example")  # what counts is how it was at start
+    assert settings.callbacks.proxies.urls == ["http://proxy.example:3128"]
+    assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.usefixtures("proxies_of_the_environment")
+def test_a_proxy_that_cannot_be_used_is_a_mistake_in_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://agent:s3cret@proxy.example")
+    (line,) = refusal(folder, "callbacks: {proxy_from_environment: true}")
+    assert "HTTPS_PROXY: a proxy is reached over http or https" in line
+    assert "s3cret" not in line
