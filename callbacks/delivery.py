@@ -10,8 +10,9 @@ from callbacks.aging import Aging
 from callbacks.attempts import AroundAttempt, Attempts, DeliveryStats
 from callbacks.claims import GiveBack, Keep
 from callbacks.database import Database, DatabaseClosed
-from callbacks.dead_letters import Notice
+from callbacks.dead_letters import Notice, Replay
 from callbacks.delivery_rules import DeliveryRules
+from callbacks.destinations import Disable, Enable, Postpone, Standing
 from callbacks.due_deliveries import DueDeliveries
 from callbacks.holds import Holds
 from callbacks.lanes import Lanes
@@ -23,6 +24,7 @@ from clients.sender import Sender
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 1.0
+_POSTPONED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +248,31 @@ class DeliveryService:
         self._give_back(delivery for delivery in queued if not delivery.probe)
         for delivery in probes:
             self._lanes.add(delivery)
+
+    # ------------------------------------------------------------ operators
+
+    async def replay(self, ids: Sequence[int]) -> list[int]:
+        """Deliver again what was given up, or what arrived; return the ids of those.
+
+        What the database raises means that none of them is replayed, unless its outcome is
+        unknown; asking again is safe.
+        """
+        return await self._database.write(Replay(ids, self._now(), self.max_age_ms))
+
+    async def disable(self, destination: str) -> Standing:
+        """Hold the deliveries to a destination back until it is enabled."""
+        return await self._database.write(Disable(destination, self._now()))
+
+    async def enable(self, destination: str) -> Standing:
+        """Deliver to a destination again, each for as long as if it had been frozen just now.
+
+        A few at a time, so that nobody waits for all of them; what is interrupted leaves the
+        destination as it was.
+        """
+        deadline_at = self._now() + self.max_age_ms(destination)
+        while await self._database.write(Postpone(destination, deadline_at, _POSTPONED_AT_ONCE)):
+            pass
+        return await self._database.write(Enable(destination, self._now()))
 
     # ------------------------------------------------------------ attempts
 

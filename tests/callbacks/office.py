@@ -21,7 +21,7 @@ from callbacks.database import (
 )
 from callbacks.database.database import Subscriber
 from callbacks.delivery import DeliveryService, DeliverySettings
-from callbacks.delivery_queries import CALLBACKS_OF
+from callbacks.delivery_queries import CALLBACKS_OF, read_callback
 from callbacks.delivery_rules import DeliveryRule, DeliveryRules
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery, Registration, Terms
@@ -336,10 +336,9 @@ class Office:
 
     async def row(self, token: str) -> tuple[str, int, int | None]:
         """Return state, attempt and next_at."""
-        _, _, _, state, attempt, next_at, _, _ = (
-            await self.database.fetch(CALLBACKS_OF, {"token": token})
-        )[0]
-        return state, attempt, next_at
+        row = (await self.database.fetch(CALLBACKS_OF, {"token": token}))[0]
+        stored = read_callback(row)
+        return stored.state, stored.attempts, stored.next_at
 
     async def is_(self, token: str, state: str, attempt: int | None = None) -> int | None:
         """Wait for a state; return when the next attempt is."""
