@@ -111,7 +111,7 @@ def show(
 def replay(
     callback_ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="[ID]...", help="These; or what the options say.", min=1),
+        typer.Argument(metavar="ID", help="These; or what the options say.", min=1),
     ] = None,
     destination: Destination = None,
     service: Service = None,
@@ -122,7 +122,7 @@ def replay(
     everything: Annotated[
         bool, typer.Option("--all", help="Whatever was given up, wherever it goes.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only count them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     batch: Annotated[int, typer.Option(min=1, max=5000, help="How many with one request.")] = 500,
     patience: Annotated[
