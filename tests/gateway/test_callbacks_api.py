@@ -142,6 +142,26 @@ async def test_the_notice_of_a_dead_letter_is_listed_as_one(
         assert [d["kind"] for d in deliveries] == ["notice", "completion"]
 
 
+async def test_a_notice_that_was_given_up_is_replayed_by_its_id_alone(
+    open_desk: OpenDesk, receiver: CallbackReceiver
+) -> None:
+    receiver.will_answer(410, 410)
+    async with open_desk(dead_letter_webhook=receiver.url("/told")) as desk:
+        token = await desk.start("end", "null", receiver.url())
+
+        async def both_failed() -> list[int] | None:
+            found = await desk.callbacks(token=token, state="failed")
+            return [c["id"] for c in found] if len(found) == 2 else None
+
+        notice, _ = await eventually(both_failed)
+        for chosen in ({"all": True}, {"token": token}, {"destination": receiver.url()}):
+            assert (await desk.replay(**chosen, dry_run=True))["matching"] == 1
+        answer = await desk.http.post(f"/api/v1/callbacks/{notice}/replay")
+        assert (answer.status_code, answer.json()["kind"]) == (202, "notice")
+        told = [r.json() for r in await receiver.received(3) if r.path == "/told"]
+        assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("path", ["0", "4711", "-1", "x", "9223372036854775808", "9" * 99])
 async def test_an_unknown_callback(path: str, open_desk: OpenDesk) -> None:
     async with open_desk() as desk:
@@ -247,15 +267,17 @@ async def test_many_are_replayed_a_few_at_a_time(
         assert counted["matching"] == 7
         fixed = {"service": "a", "as_of": counted["as_of"], "limit": 3}
         assert await desk.callbacks(state="due") == []
-        answers = [await desk.replay(**fixed) for _ in range(4)]
-        assert [(a["replayed"], a["remaining"]) for a in answers] == [
-            (3, 4), (3, 1), (1, 0), (0, 0),
-        ]  # fmt: skip
+        answers, left = [], []
+        for _ in range(4):
+            answers.append(await desk.replay(**fixed))
+            dead = await desk.callbacks(state="failed", service="a")
+            left.append([c["token"] for c in reversed(dead)])
+        counts = [(a["replayed"], a["remaining"]) for a in answers]
+        assert counts == [(3, 4), (3, 1), (1, 0), (0, 0)]
+        assert left == [["a-4", "a-5", "a-6", "a-7"], ["a-7"], [], []]  # the oldest went first
         assert {a["as_of"] for a in answers} == {counted["as_of"]}
         arrived = [r.path for r in await receiver.received(7)]
         assert sorted(arrived) == [f"/a/{n}" for n in range(1, 8)]
-        # The oldest ids first.
-        assert set(arrived[:3]) == {"/a/1", "/a/2", "/a/3"}
         assert await desk.replay(token="b-4") | {"as_of": ""} == {
             "replayed": 1, "remaining": 0, "as_of": "",
         }  # fmt: skip
