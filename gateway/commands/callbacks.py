@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.prompt import Confirm
 
 from gateway.commands.api import (
     DEFAULT_URL,
@@ -185,7 +186,14 @@ def _confirm(errors: Console, total: int) -> None:
     if not sys.stdin.isatty():
         _say(errors, f"error: {total} would be replayed; without a terminal to ask, say --yes")
         raise typer.Exit(EXIT_USAGE)
-    typer.confirm(f"Replay {total}?", err=True, abort=True)
+    try:
+        # Not typer's: it writes to standard output too.
+        agreed = Confirm.ask(f"Replay {total}?", console=errors, default=False)
+    except (EOFError, KeyboardInterrupt):
+        agreed = False
+    if not agreed:
+        _say(errors, "nothing is replayed")
+        raise typer.Exit(EXIT_REFUSED)
 
 
 class _Replaying:

@@ -11,7 +11,9 @@ import pytest
 from tests.gateway.commands import Finished, run_here
 from tests.gateway.dead_letters import write_dead_letters
 from tests.gateway.desk import Desk, open_desk_on
+from tests.gateway.terminal import Terminal
 from tests.support.callback_receiver import Answer, CallbackReceiver
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -130,11 +132,46 @@ async def test_by_a_filter(commands: Commands, receiver: CallbackReceiver) -> No
     assert (done.code, done.out) == (0, "replayed 2\n")
 
 
+async def test_what_is_given_up_again_is_not_replayed_again(
+    commands: Commands, receiver: CallbackReceiver
+) -> None:
+    receiver.will_answer(*[400] * 100)
+    done = await commands("callbacks", "replay", "--all", "--yes", "--batch", "1")
+    assert (done.code, done.out) == (0, "replayed 7\n")
+    await receiver.received(7)
+
+    async def all_failed() -> bool | None:
+        return len(await commands.failed()) == 7 or None
+
+    await eventually(all_failed)
+    assert len(receiver.requests) == 7
+
+
 async def test_nothing_is_replayed_unasked(commands: Commands) -> None:
     done = await commands("callbacks", "replay", "--all")
     said = "error: 7 would be replayed; without a terminal to ask, say --yes\n"
     assert (done.code, done.out, done.err) == (2, "", said)
     assert len(await commands.failed()) == 7
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "left"), [("y\n", 0, 0), ("n\n", 1, 7), ("\n", 1, 7), ("\4", 1, 7)]
+)
+async def test_a_terminal_is_asked_and_shows_progress(
+    typed: str, code: int, left: int, commands: Commands
+) -> None:
+    def answer() -> tuple[int, str]:
+        url = ("--url", commands.desk.here.base_url)
+        with Terminal("callbacks", "replay", "--all", *url) as terminal:
+            terminal.wait_for(r"Replay 7\? .*\[y/n\].*:")
+            terminal.type(typed)
+            if code == 0:
+                terminal.wait_for(r"(?s)replaying.*7/7")
+            assert terminal.process.stdout is not None
+            return terminal.process.wait(30), terminal.process.stdout.read().decode()
+
+    assert await asyncio.to_thread(answer) == (code, "" if code else "replayed 7\n")
+    assert len(await commands.failed()) == left
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Requests of commands to a gateway that is away for a while."""
 
+import json
+import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway.commands.api import ApiCallFailed, GatewayAway, PatientApi
+from tests.gateway.commands import environment
+from tests.support.gateway_process import COMMAND
 
 CONFLICT = (
     b'{"message": "it is due", "metadata": {"type": "nexus.HandlerError"}, '
@@ -154,3 +159,47 @@ def test_a_conflict_after_a_request_that_was_never_sent_is_one(server: Server) -
     with pytest.raises(ApiCallFailed, match=r"^it is due \(409\)$"):
         api.post("/x", {}, when_repeated=409)
     assert len(server.bodies) == 2
+
+
+# ---------------------------------------------------------------- of `callbacks replay`
+
+
+def replay(server: Server, *options: str) -> "subprocess.Popen[str]":
+    """Begin to replay five completions; the gateway does two of them and is gone."""
+    as_of = "2026-11-26T08:00:00.000Z"
+    answers = ({"matching": 5, "as_of": as_of}, {"replayed": 2, "remaining": 3, "as_of": as_of})
+    server.serve(*((200, json.dumps(answer).encode()) for answer in answers))
+    return subprocess.Popen(
+        [COMMAND, "callbacks", "replay", "--all", "--yes", "--url", server.url, *options],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_command_gives_up_one_day_and_says_how_far_it_came(server: Server) -> None:
+    out, err = (command := replay(server, "--patience", "0.3s")).communicate(timeout=30)
+    assert (command.returncode, out) == (1, "")
+    [away, error] = err.splitlines()
+    assert away.startswith("waiting for the gateway: cannot reach the gateway at ")
+    said = "error: replayed 2 of 5, and the same command goes on with the rest: cannot reach the "
+    assert error.startswith(said)
+    asked = [json.loads(body) for body in server.bodies]
+    assert asked == [
+        {"all": True, "dry_run": True},
+        {"all": True, "as_of": "2026-11-26T08:00:00.000Z", "limit": 500},
+    ]
+
+
+def test_an_interrupted_command_says_how_far_it_came(server: Server) -> None:
+    command = replay(server)
+    assert command.stderr is not None
+    assert command.stderr.readline().startswith("waiting for the gateway: ")
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=30)
+    assert (command.returncode, out) == (130, "")
+    said = "interrupted: replayed 2 of 5, and the same command goes on with the rest\n"
+    # Interrupted while it prints, it may print that line again.
+    assert err.splitlines(keepends=True)[-1] == said
