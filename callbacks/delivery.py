@@ -12,7 +12,7 @@ from callbacks.claims import GiveBack, Keep
 from callbacks.database import Database, DatabaseClosed
 from callbacks.dead_letters import Notice, Replay
 from callbacks.delivery_rules import DeliveryRules
-from callbacks.destinations import Disable, Enable, Postpone
+from callbacks.destinations import Disable, Enable, Postpone, Standing
 from callbacks.due_deliveries import DueDeliveries
 from callbacks.holds import Holds
 from callbacks.lanes import Lanes
@@ -257,25 +257,30 @@ class DeliveryService:
         for delivery in probes:
             self._lanes.add(delivery)
 
-    # ------------------------------------------------------------ what operators do
+    # ------------------------------------------------------------ operators
 
-    async def disable(self, destination: str) -> None:
-        """Hold the deliveries to a destination back, in all processes; they wait and stay young."""
-        await self._database.write(Disable(destination, self._now()))
+    async def replay(self, ids: Sequence[int]) -> list[int]:
+        """Deliver again what was given up, or what arrived; return the ids of those.
 
-    async def enable(self, destination: str) -> None:
-        """Deliver to a destination again, whatever its breaker says.
+        What the database raises means that none of them is replayed, unless its outcome is
+        unknown; asking again is safe.
+        """
+        return await self._database.write(Replay(ids, self._now(), self.max_age_ms))
 
-        What became too old while it was disabled is tried for as long as if it were new.
+    async def disable(self, destination: str) -> Standing:
+        """Hold the deliveries to a destination back until it is enabled."""
+        return await self._database.write(Disable(destination, self._now()))
+
+    async def enable(self, destination: str) -> Standing:
+        """Deliver to a destination again, each for as long as if it had been frozen just now.
+
+        A few at a time, so that nobody waits for all of them; what is interrupted leaves the
+        destination as it was.
         """
         deadline_at = self._now() + self.max_age_ms(destination)
         while await self._database.write(Postpone(destination, deadline_at, _POSTPONED_AT_ONCE)):
             pass
-        await self._database.write(Enable(destination, self._now()))
-
-    async def replay(self, ids: Sequence[int]) -> list[int]:
-        """Deliver completions again that were given up or have arrived; return which."""
-        return await self._database.write(Replay(ids, self._now(), self.max_age_ms))
+        return await self._database.write(Enable(destination, self._now()))
 
     # ------------------------------------------------------------ attempts
 

@@ -97,6 +97,7 @@ _LOCK = Statement(
     sa.select(*_COLUMNS).where(destination.c.name == _bind("name")).with_for_update(key_share=True)
 )
 STANDING_OF = Statement(sa.select(*_COLUMNS).where(destination.c.name == _bind("name")))
+EVERY_STANDING = Statement(sa.select(*_COLUMNS))
 ALL_STANDINGS = Statement(
     sa.select(*_COLUMNS).where(
         sa.or_(

@@ -20,6 +20,7 @@ __all__ = [
     "EgressPolicy",
     "Webhook",
     "check_callback_url",
+    "read_destination",
     "refused_address",
 ]
 
@@ -158,6 +159,17 @@ def check_callback_url(raw: str, policy: EgressPolicy) -> Destination:
     """
     scheme, authority = _scheme_and_authority(raw)
     return _judged(scheme, authority, policy)
+
+
+def read_destination(raw: str) -> Destination:
+    """Return where a URL leads, whatever a policy may say of it: to name a destination.
+
+    Raises:
+        UrlRefused: malformed, or longer than 1000 bytes.
+    """
+    scheme, authority = _scheme_and_authority(raw)
+    host, port = _host_and_port(authority, _DEFAULT_PORTS[scheme])
+    return Destination(scheme=scheme, host=_normalised_host(host), port=port)
 
 
 @lru_cache(maxsize=4096)  # callers have many URLs, and few hosts in them

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 import typer
 
-from gateway.commands import calling, keys, operations, serving, signing_keys
+from gateway.commands import (
+    callbacks,
+    calling,
+    destinations,
+    keys,
+    operations,
+    serving,
+    signing_keys,
+)
 from nexus_spec import NexusError
 
 app = typer.Typer(
@@ -23,6 +31,8 @@ app.command()(calling.call)
 app.command("check-config")(serving.check_config)
 app.command()(serving.openapi)
 app.add_typer(operations.app, name="operations")
+app.add_typer(callbacks.app, name="callbacks")
+app.add_typer(destinations.app, name="destinations")
 app.add_typer(keys.app, name="keys")
 app.add_typer(signing_keys.app, name="signing-keys")
 _database = typer.Typer(no_args_is_help=True, help="The database's schema.")

@@ -1,5 +1,6 @@
 """`/metrics`: the plain numbers of engine, delivery and database, as Prometheus text."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from prometheus_client.core import (
     Metric,
 )
 
+from callbacks.conditions import Condition, condition_of
 from callbacks.delivery_queries import BACKLOG
-from handlers.clock import now_ms
 from handlers.stats import Histogram
 from handlers.store.operations import COUNT_OPEN
 
@@ -109,6 +110,7 @@ class _Numbers:
     def _delivery(self) -> Iterator[Metric]:
         parts = self._gateway.parts
         stats = parts.delivery.stats
+        now = parts.lease.now_ms()  # the clock by which deliveries are due
         outcomes = CounterMetricFamily(
             "nexus_callback_outcomes", "Outcomes of delivery attempts.", labels=["outcome"]
         )
@@ -124,11 +126,24 @@ class _Numbers:
             "Completions that are due, in flight or given up.",
             {state: n for state, (n, _) in self._backlog.items()},
         )
+        conditions = Counter(
+            condition_of(standing, now) for standing in parts.delivery.holds.standings
+        )
+        yield _by_state(
+            "nexus_callback_destinations",
+            "Destinations that deliveries wait for: they fail (open), an operator disabled them, "
+            "or they asked for it with Retry-After (waiting).",
+            {
+                "open": conditions[Condition.OPEN] + conditions[Condition.HALF_OPEN],
+                "disabled": conditions[Condition.DISABLED],
+                "waiting": conditions[Condition.WAITING],
+            },
+        )
         oldest = self._backlog.get("due", (0, None))[1]
         yield GaugeMetricFamily(
             "nexus_callback_oldest_due_seconds",
             "How long the oldest due completion has been waiting for its attempt.",
-            0.0 if oldest is None else max(0.0, (now_ms() - oldest) / 1000),
+            0.0 if oldest is None else max(0.0, (now - oldest) / 1000),
         )
 
 

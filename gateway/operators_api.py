@@ -3,15 +3,16 @@
 import base64
 import json
 from collections import defaultdict
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from nexusrpc import Content, HandlerError, HandlerErrorType
 from starlette.requests import Request
 
-from callbacks.delivery_queries import ATTEMPTS_OF, CALLBACKS_OF
+from callbacks.delivery_queries import ATTEMPTS_OF, CALLBACKS_OF, read_callback
+from gateway.api_values import json_answer, read_object, read_whole_number, shown_moment
 from gateway.asgi import Answer, read_body
+from gateway.callbacks_api import shown_attempt, shown_callback
 from gateway.error_responses import bad_request
 from gateway.runtime import Gateway
 from handlers.journal import Kind
@@ -37,7 +38,7 @@ def path_of(hosted: HostedOperation) -> str:
 
 async def list_services(gateway: Gateway, request: Request) -> Answer:
     """List what is served."""
-    return _json(
+    return json_answer(
         {
             "operations": [
                 {
@@ -64,7 +65,7 @@ async def list_operations(gateway: Gateway, request: Request) -> Answer:
     state = query.get("state")
     if state is not None and state not in [s.value for s in State]:
         raise bad_request(f"state is one of {', '.join(State)}")
-    limit = _whole_number(query.get("limit", "100"), "limit", most=_MOST_LISTED)
+    limit = read_whole_number(query.get("limit", "100"), "limit", most=_MOST_LISTED)
     rows = await gateway.parts.database.fetch(
         LIST,
         {
@@ -76,7 +77,7 @@ async def list_operations(gateway: Gateway, request: Request) -> Answer:
         },
     )
     operations = [read_operation(row) for row in rows]
-    return _json(
+    return json_answer(
         {
             "operations": [_summary(stored) for stored in operations],
             "next": operations[-1].token if len(operations) == limit else None,
@@ -94,37 +95,15 @@ async def show_operation(gateway: Gateway, request: Request) -> Answer:
     stored = read_operation(rows[0])
     journal = [read_entry(row) for row in await database.fetch(LOAD_JOURNAL, {"token": token})]
     attempts: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    for callback_id, n, at, duration_ms, status, error, address, excerpt in await database.fetch(
-        ATTEMPTS_OF, {"token": token}
-    ):
-        attempts[callback_id].append(
-            {
-                "attempt": n,
-                "started_at": _moment(at),
-                "duration_ms": duration_ms,
-                "status": status,
-                "error": error,
-                "address": address,
-                "response_excerpt": excerpt,
-            }
-        )
+    for row in await database.fetch(ATTEMPTS_OF, {"token": token}):
+        attempts[row[0]].append(shown_attempt(row))
+    of = (stored.endpoint, stored.service, stored.operation)
+    now = gateway.parts.lease.now_ms()
+    callbacks = [read_callback(row) for row in await database.fetch(CALLBACKS_OF, {"token": token})]
     deliveries = [
-        {
-            "id": row_id,
-            "slot": slot,
-            "url": url,
-            "state": state,
-            "attempts": attempt,
-            "next_at": _moment(next_at),
-            "created_at": _moment(created_at),
-            "closed_at": _moment(closed_at),
-            "attempt_log": attempts[row_id],
-        }
-        for row_id, slot, url, state, attempt, next_at, created_at, closed_at in (
-            await database.fetch(CALLBACKS_OF, {"token": token})
-        )
+        {**shown_callback(each, of, now), "attempt_log": attempts[each.id]} for each in callbacks
     ]
-    return _json(
+    return json_answer(
         {
             **_summary(stored),
             "request_id": stored.request_id,
@@ -146,13 +125,13 @@ async def show_operation(gateway: Gateway, request: Request) -> Answer:
 async def cancel_operation(gateway: Gateway, request: Request) -> Answer:
     """Ask an operation to end, as its caller could."""
     stored = await gateway.parts.engine.cancel_by_operator(request.path_params["token"])
-    return _json(_summary(stored), status=202)
+    return json_answer(_summary(stored), status=202)
 
 
 async def resume_operation(gateway: Gateway, request: Request) -> Answer:
     """Run a paused operation again."""
     stored = await gateway.parts.engine.resume(request.path_params["token"])
-    return _json(_summary(stored))
+    return json_answer(_summary(stored))
 
 
 async def signal_operation(gateway: Gateway, request: Request) -> Answer:
@@ -169,7 +148,7 @@ async def signal_operation(gateway: Gateway, request: Request) -> Answer:
         body or b"null",
         request.headers.get("idempotency-key"),
     )
-    return _json({"duplicate": not is_new}, status=202)
+    return json_answer({"duplicate": not is_new}, status=202)
 
 
 async def complete_operation(gateway: Gateway, request: Request) -> Answer:
@@ -178,7 +157,7 @@ async def complete_operation(gateway: Gateway, request: Request) -> Answer:
     Body: `{"result": ...}`, or `{"state": "failed" | "canceled", "message": "..."}`.
     """
     token = request.path_params["token"]
-    document = _object(await read_body(request.receive, PAYLOAD_BYTES))
+    document = read_object(await read_body(request.receive, PAYLOAD_BYTES))
     engine = gateway.parts.engine
     match document:
         case {"result": result, **rest} if not rest:
@@ -211,12 +190,12 @@ def _summary(stored: StoredOperation) -> dict[str, Any]:
         "pause_reason": stored.pause_reason,
         "attempts": stored.attempts,
         "losses": stored.losses,
-        "run_at": _moment(stored.run_at),
+        "run_at": shown_moment(stored.run_at),
         "progress": None if stored.progress is None else json.loads(stored.progress),
-        "created_at": _moment(stored.created_at),
-        "closed_at": _moment(stored.closed_at),
-        "deadline_at": _moment(stored.deadline_at),
-        "cancel_requested_at": _moment(stored.cancel_requested_at),
+        "created_at": shown_moment(stored.created_at),
+        "closed_at": shown_moment(stored.closed_at),
+        "deadline_at": shown_moment(stored.deadline_at),
+        "cancel_requested_at": shown_moment(stored.cancel_requested_at),
     }
 
 
@@ -225,8 +204,8 @@ def _step(entry: JournalEntry) -> dict[str, Any]:
         "key": entry.key,
         "kind": entry.kind,
         "attempts": entry.attempt,
-        "recorded_at": _moment(entry.created_at),
-        "wake_at": _moment(entry.wake_at),
+        "recorded_at": shown_moment(entry.created_at),
+        "wake_at": shown_moment(entry.wake_at),
         "output": None
         if entry.output is None or entry.kind in {Kind.INTERRUPT, Kind.CANCELLED}
         else json.loads(entry.output),
@@ -240,30 +219,3 @@ def _value(data: bytes, headers: str) -> dict[str, Any]:
         return {"content_type": content_type, "json": parse_json(data, "it") if data else None}
     except InvalidWireValue:
         return {"content_type": content_type, "base64": base64.b64encode(data).decode()}
-
-
-def _moment(ms: int | None) -> str | None:
-    if ms is None:
-        return None
-    moment = datetime.fromtimestamp(ms / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    document = parse_json(body, "the body")
-    if not isinstance(document, dict):
-        raise bad_request("the body is not a JSON object")
-    return document
-
-
-def _whole_number(text: str, name: str, *, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= most):
-        raise bad_request(f"{name} is a whole number from 1 to {most}")
-    return int(text)
-
-
-def _json(document: object, status: int = 200) -> Answer:
-    body = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-    return Answer(
-        status, [("Content-Type", "application/json")], body.encode("utf-8", "surrogatepass")
-    )

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 from starlette.types import Receive, Scope, Send
 
-from gateway import operators_api
+from gateway import callbacks_api, destinations_api, operators_api
 from gateway.access import require
 from gateway.asgi import Answer, Disconnected, send_answer
 from gateway.callback_routes import receive_completion
@@ -57,6 +57,18 @@ def all_routes(gateway: Gateway) -> list[BaseRoute]:
             "/api/v1/operations/{token}/signals/{name}",
             operators_api.signal_operation,
             Role.OPERATE,
+        ),
+        *(
+            _route(gateway, method, f"/api/v1/{path}", view, Role.OPERATE)
+            for method, path, view in (
+                ("GET", "callbacks", callbacks_api.list_callbacks),
+                ("POST", "callbacks/replay", callbacks_api.replay_callbacks),
+                ("GET", "callbacks/{id}", callbacks_api.show_callback),
+                ("POST", "callbacks/{id}/replay", callbacks_api.replay_callback),
+                ("GET", "destinations", destinations_api.list_destinations),
+                ("POST", "destinations/disable", destinations_api.disable_destination),
+                ("POST", "destinations/enable", destinations_api.enable_destination),
+            )
         ),
         _route(gateway, "GET", "/", welcome, None),
         _AnyPath(_View(gateway, None, unknown_path, None)),

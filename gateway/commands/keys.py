@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.commands.beside import database_url, existing_database, shown_moment
-from gateway.commands.operations import wide_console
 from gateway.commands.options import Config, Database
+from gateway.commands.tables import wide_console
 from gateway.roles import Role
 from nexus_spec import NexusError
 

@@ -1,44 +1,19 @@
 """`operations list|show|cancel|resume|signal`: a gateway's operations, asked over its HTTP API."""
 
 import json
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import httpx
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from gateway.commands.api import DEFAULT_URL, AsJson, Key, Url, request_api
 from gateway.commands.inputs import read_json_input
-from nexus_spec import NexusError, error_of_failure, parse_failure
+from gateway.commands.tables import print_rows, print_table, print_values, short_moment
 
 app = typer.Typer(no_args_is_help=True, help="Operations of a running gateway.")
 
-Url = Annotated[
-    str,
-    typer.Option("--url", envvar="NEXUS_GATEWAY_URL", help="The gateway's address."),
-]
-Key = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        envvar="NEXUS_GATEWAY_API_KEY",
-        help="A key with role operate.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers.")]
 Token = Annotated[str, typer.Argument(metavar="TOKEN", help="The operation's token.")]
-
-DEFAULT_URL = "http://127.0.0.1:8080"
-
-
-class ApiCallFailed(NexusError):
-    """The gateway cannot be reached, or refused the request."""
 
 
 @app.command("list")
@@ -61,21 +36,20 @@ def list_operations(
     if as_json:
         typer.echo(json.dumps(document))
         return
-    table = Table(box=None)
-    # A token that is cut short is of no use to anybody.
-    table.add_column("token", no_wrap=True, min_width=36)
-    for name in ("operation", "state", "started", "progress"):
-        table.add_column(name, no_wrap=True)
-    for row in document["operations"]:
-        cells = (
-            row["token"],
-            f"{row['service']}/{row['operation']}",
-            row["state"],
-            _short(row["created_at"]),
-            _progress(row["progress"]),
-        )
-        table.add_row(*map(Text, cells))
-    wide_console().print(table)
+    print_table(
+        "token",
+        ("operation", "state", "started", "progress"),
+        (
+            (
+                row["token"],
+                f"{row['service']}/{row['operation']}",
+                row["state"],
+                short_moment(row["created_at"]),
+                _progress(row["progress"]),
+            )
+            for row in document["operations"]
+        ),
+    )
 
 
 @app.command()
@@ -87,15 +61,10 @@ def show(
     if as_json:
         typer.echo(json.dumps(document))
         return
-    console = wide_console()
     steps, deliveries = document.pop("steps"), document.pop("deliveries")
-    for name, value in document.items():
-        if value is not None and value != "":
-            console.print(f"[bold]{name}[/]: ", end="")
-            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            console.print(shown, markup=False, highlight=False, soft_wrap=True)
-    _print_rows(console, "steps", steps, ("key", "kind", "attempts", "recorded_at", "error"))
-    _print_rows(console, "deliveries", deliveries, ("url", "state", "attempts", "next_at"))
+    print_values(document)
+    print_rows("steps", steps, ("key", "kind", "attempts", "recorded_at", "error"))
+    print_rows("deliveries", deliveries, ("id", "url", "state", "attempts", "next_at"))
 
 
 @app.command()
@@ -142,78 +111,9 @@ def signal(
     typer.echo("was signaled before" if answer["duplicate"] else "signaled")
 
 
-def request_api(
-    method: str,
-    url: str,
-    path: str,
-    api_key: str | None,
-    params: Any = None,
-    *,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Make one request to the operators' API and return the answer's JSON.
-
-    Raises:
-        ApiCallFailed: The gateway cannot be reached, or refused the request.
-    """
-    sent = dict(headers or {})
-    if api_key:
-        sent["authorization"] = f"Bearer {api_key}"
-    if body is not None:
-        sent["content-type"] = "application/json"
-    try:
-        response = httpx.request(
-            method,
-            f"{url.rstrip('/')}/api/v1{path}",
-            params=params,
-            headers=sent,
-            content=body,
-            timeout=30,
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ApiCallFailed(
-            f"cannot reach the gateway at {url}: {error}; is it running? (--url, NEXUS_GATEWAY_URL)"
-        ) from error
-    except UnicodeEncodeError:
-        raise ApiCallFailed("the API key has characters that no key has") from None
-    try:
-        if response.is_success:
-            answer = response.json() if response.content else {}
-            if isinstance(answer, dict):
-                return answer
-            raise ValueError("not an object")
-        failure = parse_failure(response.content)
-    except ValueError:
-        raise ApiCallFailed(f"{url} answered {response.status_code}: is it a gateway?") from None
-    refused = error_of_failure(failure, status=response.status_code)
-    raise ApiCallFailed(f"{refused.message} ({response.status_code})")
-
-
-def wide_console() -> Console:
-    """Return what tables are printed on."""
-    # A pipe has no width of its own, and what reads it wants whole lines.
-    return Console() if sys.stdout.isatty() else Console(width=240)
-
-
 def _path_of(token: str) -> str:
     return f"/operations/{quote(token, safe='')}"
 
 
-def _short(moment: str) -> str:
-    return moment[:19].replace("T", " ")
-
-
 def _progress(progress: dict[str, Any] | None) -> str:
     return "" if progress is None else f"{progress['fraction']:.0%} {progress['message']}"
-
-
-def _print_rows(
-    console: Console, title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]
-) -> None:
-    if not rows:
-        return
-    table = Table(*columns, title=title, title_justify="left", box=None)
-    for row in rows:
-        table.add_row(*(Text("" if row[c] is None else str(row[c])) for c in columns))
-    console.print(table)

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from gateway.commands.beside import existing_database, shown_moment
 from gateway.commands.inputs import read_duration
-from gateway.commands.operations import wide_console
 from gateway.commands.options import Config, Database
+from gateway.commands.tables import wide_console
 
 if TYPE_CHECKING:
     from callbacks.egress import EgressPolicy

@@ -214,13 +214,22 @@ async def test_a_revoked_key_is_refused_within_a_second(guarded: World, keyed: K
         assert time.monotonic() - revoked_at < 5
 
 
-async def test_the_operators_api_needs_the_role(guarded: World, keyed: Keyed) -> None:
-    target = "/api/v1/operations"
+@pytest.mark.parametrize("of", ["operations", "callbacks", "destinations"])
+async def test_the_operators_api_needs_the_role(of: str, guarded: World, keyed: Keyed) -> None:
+    target = f"/api/v1/{of}"
     assert (await guarded.exchange(get(target))).status == 401
     refused = await guarded.exchange(get(target, bearer(keyed.alice)))
     assert refused.status == 403
     failure("UNAUTHORIZED", "operate")(refused.body)
     assert (await guarded.exchange(get(target, bearer(keyed.operator)))).status == 200
+
+
+@pytest.mark.parametrize("verb", ["callbacks/1/replay", "callbacks/replay", "destinations/disable"])
+async def test_a_caller_pulls_no_levers(verb: str, guarded: World, keyed: Keyed) -> None:
+    raw = request("POST", f"/api/v1/{verb}", {**JSON, **bearer(keyed.alice)}, b'{"all": true}')
+    refused = await guarded.exchange(raw)
+    assert refused.status == 403
+    failure("UNAUTHORIZED", "operate")(refused.body)
 
 
 async def test_health_needs_no_key(guarded: World) -> None:

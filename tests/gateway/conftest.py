@@ -1,3 +1,4 @@
+import functools
 import importlib
 import os
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway.desk import OpenDesk, open_desk_on
 from tests.gateway.services import TARGET
 from tests.support.gateway_process import GatewayProcess
 
@@ -57,3 +59,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("lab")
     with GatewayProcess.start(TARGET, folder / "nexus.db", cwd=folder) as process:
         yield process
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database; the test runs once on each kind."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path}/nexus.db"
+
+
+@pytest.fixture
+def open_desk(database_url: str) -> OpenDesk:
+    """Opens a gateway on that database."""
+    return functools.partial(open_desk_on, database_url)

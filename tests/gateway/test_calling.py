@@ -1,8 +1,5 @@
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import time
@@ -20,6 +17,7 @@ from gateway.commands.calling import (
     EXIT_UNREACHABLE,
 )
 from tests.gateway.commands import Finished, environment, run, run_here
+from tests.gateway.terminal import Terminal
 from tests.support.gateway_process import COMMAND, GatewayProcess
 
 TOKEN = re.compile(r"token [A-Za-z0-9_-]{20,}")
@@ -178,40 +176,6 @@ def test_names_that_no_url_can_carry_are_wrong_usage(
     names: tuple[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run_here(capfd, "call", *names).code == 2
-
-
-class Terminal:
-    """A command with a terminal as its standard error and input, and a pipe for its result."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [COMMAND, *arguments],
-            env=environment({"TERM": "xterm", "COLUMNS": "120"}),
-            stdin=slave,
-            stdout=subprocess.PIPE,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.shown = ""
-
-    def wait_for(self, pattern: str) -> None:
-        """Read what is shown until a pattern is."""
-        deadline = time.monotonic() + 30
-        while not re.search(pattern, self.shown):
-            ready, _, _ = select.select([self._master], [], [], deadline - time.monotonic())
-            assert ready, self.shown
-            self.shown += os.read(self._master, 4096).decode()
-
-    def __enter__(self) -> "Terminal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-        os.close(self._master)
 
 
 def test_a_terminal_shows_the_progress_while_it_waits(lab: GatewayProcess) -> None:

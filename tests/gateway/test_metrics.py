@@ -6,8 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import create_app
+from tests.gateway.desk import open_desk_on
 from tests.gateway.services import LabHandler
-from tests.support.callback_receiver import CallbackReceiver
+from tests.support.callback_receiver import Answer, CallbackReceiver
 from tests.support.eventually import eventually
 from tests.support.gateway_process import Served, served
 
@@ -115,6 +116,33 @@ async def test_a_backlog_shows_how_old_it_is(here: Served, receiver: CallbackRec
             return found.get(("nexus_callbacks", (("state", "due"),))) == 1 or None
 
         assert await eventually(due)
+
+
+async def test_destinations_that_deliveries_wait_for_are_counted(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/nexus.db"
+    async with (
+        open_desk_on(url, breaker_failures=2) as desk,
+        CallbackReceiver(lambda _: Answer(500)) as broken,
+        CallbackReceiver(lambda _: Answer(503, {"Retry-After": "60"})) as busy,
+    ):
+
+        async def counted(*expected: int) -> bool | None:
+            found = await samples(desk.http)
+            states = [
+                found["nexus_callback_destinations", (("state", state),)]
+                for state in ("open", "disabled", "waiting")
+            ]
+            return states == list(expected) or None
+
+        assert await counted(0, 0, 0)
+        for receiver in (broken, broken, busy):
+            await desk.of(await desk.start("end", "null", receiver.url()), "due")
+        await eventually(lambda: counted(1, 0, 1))
+        await desk.post("destinations/disable", {"destination": broken.url()})
+        await eventually(lambda: counted(0, 1, 1))
+        for receiver in (broken, busy):
+            await desk.post("destinations/enable", {"destination": receiver.url()})
+        await eventually(lambda: counted(0, 0, 0))
 
 
 async def test_a_head_request_has_no_body(here: Served) -> None:

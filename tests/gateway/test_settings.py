@@ -1,8 +1,15 @@
 import re
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from callbacks.breaker import BreakerPolicy
+from callbacks.dead_letters import Notice
+from callbacks.delivery import DeliverySettings
+from callbacks.delivery_rules import DeliveryRule
+from callbacks.retry_schedule import RetryPolicy
 from gateway.settings import InvalidSettings, Settings, read_settings, unknown_variables
 from tests.gateway.commands import run_here
 
@@ -144,6 +151,47 @@ MISTAKES = [
         "callbacks.max_age_seconds: Input should be greater than 0",
     ),
     ("callbacks: {allow: [{host: 'http://x'}]}", "callbacks.allow.0.host: allow rule for"),
+    (
+        "callbacks: {breaker_failures: 0}",
+        "callbacks.breaker_failures: Input should be greater than or equal to 1",
+    ),
+    (
+        "callbacks: {per_second: 0}",
+        "callbacks.per_second: Input should be greater than 0",
+    ),
+    (
+        "callbacks: {longest_retry_seconds: 1000000}",
+        "callbacks.longest_retry_seconds: Input should be less than or equal to 86400",
+    ),
+    (
+        "callbacks: {permanent_statuses: [400, 200]}",
+        "callbacks.permanent_statuses.1: Input should be greater than or equal to 300",
+    ),
+    (
+        "callbacks: {dead_letter_webhook: ftp://x}",
+        "callbacks.dead_letter_webhook: must begin with http:// or https://",
+    ),
+    (
+        "callbacks: {dead_letter_webhook: 'http://169.254.169.254/'}",
+        "callbacks.dead_letter_webhook: address 169.254.169.254 may not be called",
+    ),
+    (
+        "callbacks: {destinations: [{host: a.example}, {host: 'a b'}]}",
+        "callbacks.destinations.1.host: allow rule for 'a b': callback URL: the host is neither",
+    ),
+    ("callbacks: {destinations: [{}]}", "callbacks.destinations.0.host: Field required"),
+    (
+        "callbacks: {destinations: [{host: a.example, port: 0}]}",
+        "callbacks.destinations.0.port: Input should be greater than or equal to 1",
+    ),
+    (
+        "callbacks: {destinations: [{host: a.example, allow: []}]}",
+        "callbacks.destinations.0.allow: there is no such setting",
+    ),
+    (
+        "callbacks: {destinations: [{host: a.example, attempt_timeout_seconds: 601}]}",
+        "callbacks.destinations.0.attempt_timeout_seconds: Input should be less than or equal",
+    ),
 ]
 
 
@@ -202,6 +250,93 @@ def test_a_file_that_is_no_settings_file_is_one_line(data: bytes, said: str, fol
         read_settings({}, path)
     assert re.match(re.escape(str(path)) + said, str(refused.value))
     assert "\n" not in str(refused.value)
+
+
+# ---------------------------------------------------------------- deliveries
+
+
+def test_deliveries_go_by_default_as_the_code_says() -> None:
+    delivery = read_settings({}).delivery
+    assert delivery == DeliverySettings(rules=delivery.rules)
+    assert delivery.rules.all == [DeliveryRule()]
+
+
+def test_a_destination_goes_by_the_first_pattern_that_matches(folder: Path) -> None:
+    rules = read_settings(
+        {},
+        config(
+            folder,
+            """
+            callbacks:
+              first_retry_seconds: 2
+              per_destination: 7
+              destinations:
+                - {host: slow.example.com, port: 8443, attempt_timeout_seconds: 60}
+                - {host: "*.example.com", per_second: 0.5, breaker_failures: 2, breaker_seconds: 9}
+                - {host: slow.example.com, per_destination: 1}
+                - {host: "::1", permanent_statuses: [410], max_age_seconds: 60}
+                - {host: "*.example.com", port: 8443, per_destination: 1}
+            """,
+        ),
+    ).delivery.rules
+    general = DeliveryRule(retry=RetryPolicy(first=timedelta(seconds=2)), concurrency=7)
+    breaker = BreakerPolicy(failures=2, first=timedelta(seconds=9))
+    gentle = replace(general, per_second=0.5, breaker=breaker)
+    assert rules.of("https://other.example:443") == general
+    assert rules.of("https://slow.example.com:8443") == replace(
+        general, attempt_timeout_seconds=60.0
+    )
+    for name in ("https://slow.example.com:443", "http://a.b.example.com:80"):
+        assert rules.of(name) == gentle
+    assert rules.of("https://example.com:443") == general
+    assert rules.of("http://[::1]:9000") == replace(
+        general,
+        permanent_statuses=frozenset({410}),
+        retry=replace(general.retry, max_age=timedelta(seconds=60)),
+    )
+
+
+def test_the_operators_webhook_may_be_on_a_private_address(folder: Path) -> None:
+    settings = read_settings(
+        {},
+        config(
+            folder,
+            """
+            callbacks:
+              max_age_seconds: 100
+              dead_letter_webhook: http://10.0.0.7/hooks?key=x
+              destinations: [{host: 10.0.0.7, max_age_seconds: 50}]
+            """,
+        ),
+    )
+    assert settings.delivery.notice == Notice(
+        "http://10.0.0.7/hooks?key=x", "http://10.0.0.7:80", 50_000
+    )
+    assert not settings.egress.allow_private
+
+
+def test_deliveries_are_set_by_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "BREAKER_FAILURES": "9",
+        "PERMANENT_STATUSES": "[410, 501]",
+        "DEAD_LETTER_WEBHOOK": "https://ops.example/hook",
+        "DESTINATIONS": '[{"host": "a.example", "per_second": 3}]',
+    }.items():
+        monkeypatch.setenv(f"NEXUS_GATEWAY_CALLBACKS__{name}", value)
+    text = "callbacks: {breaker_failures: 2, per_destination: 8, destinations: [{host: b.example}]}"
+    settings = read_settings({}, config(folder, text))
+    rules = settings.delivery.rules
+    assert (rules.default.breaker.failures, rules.default.concurrency) == (9, 8)
+    assert rules.default.permanent_statuses == {410, 501}
+    assert rules.of("https://a.example:443").per_second == 3
+    assert len(rules.all) == 2
+    assert settings.callbacks.dead_letter_webhook == "https://ops.example/hook"
+    monkeypatch.setenv("NEXUS_GATEWAY_CALLBACKS__BREAKER_FAILURES", "0")
+    assert refusal(folder, "") == [
+        "NEXUS_GATEWAY_CALLBACKS__BREAKER_FAILURES: Input should be greater than or equal to 1"
+    ]
 
 
 def test_an_empty_file_says_nothing(folder: Path) -> None:

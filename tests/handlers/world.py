@@ -249,7 +249,7 @@ class World:
         return [read_entry(row) for row in rows]
 
     async def callbacks(self, token: str) -> list[tuple[Any, ...]]:
-        """Return (id, slot, url, state, attempt, next_at, created_at, closed_at) of each."""
+        """Return (id, slot, url, state, attempt, next_at, ...) of each."""
         return list(await self.database.fetch(CALLBACKS_OF, {"token": token}))
 
     async def ended(self, token: str, seconds: float = 10.0) -> StoredOperation:

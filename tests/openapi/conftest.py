@@ -1,4 +1,5 @@
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import httpx
 import pytest
 
 from tests.openapi.contract import Json, load_contract
-from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_process import GatewayProcess, free_port
 
 CONFIG = """
 endpoints:
@@ -18,6 +19,9 @@ endpoints:
 callbacks:
   # No other destination: generated requests must not make the gateway call anybody.
   allow: [{host: 127.0.0.1, insecure: true, private: true}]
+  # What does not arrive at once is given up, and never waits.
+  max_age_seconds: 0.5
+  breaker_failures: 1000000
 """
 SECONDS_OF_A_DAY = 24 * 3600
 
@@ -48,8 +52,21 @@ class Shop:
         """Ask for an approval and return the operation's token."""
         return self._start("approvals/ask", "may I?")
 
-    def _start(self, operation: str, value: Any) -> str:
-        answer = self.client.post(f"/services/{operation}", json=value)
+    def dead_letter(self) -> int:
+        """Have a completion given up and return the id of its callback."""
+        value = {"item": "mug", "ship_after_seconds": 0}
+        token = self._start("orders/place", value, callback=f"http://127.0.0.1:{free_port()}")
+        deadline = time.monotonic() + 10
+        while True:
+            found = self.client.get("/api/v1/callbacks", params={"token": token}).json()
+            [only] = found["callbacks"]
+            if only["state"] == "failed":
+                callback_id: int = only["id"]
+                return callback_id
+            assert time.monotonic() < deadline, only
+
+    def _start(self, operation: str, value: Any, **query: str) -> str:
+        answer = self.client.post(f"/services/{operation}", json=value, params=query)
         assert answer.status_code == 201, answer.text
         token: str = answer.json()["token"]
         return token

@@ -31,8 +31,9 @@ class Sample:
         assert found is not None, f"{self.label!r} ends with no status"
         return int(found[1])
 
-    def request(self, base_url: str, token: str) -> httpx.Request:
-        text = self.source.replace("$TOKEN", token).replace("\\\n", " ")
+    def request(self, base_url: str, token: str = "", callback_id: str = "") -> httpx.Request:
+        text = self.source.replace("$TOKEN", token).replace("$ID", callback_id)
+        text = text.replace("\\\n", " ")
         command, *arguments = shlex.split(text)
         assert command == "curl"
         given = _curl.parse_args(arguments)

@@ -72,6 +72,9 @@ named_endpoints = schemathesis.openapi.from_dict(
 about_operations = schemathesis.openapi.from_dict(
     load_contract(), config=config(10, coverage=False)
 ).include(operation_id=WITH_A_TOKEN)
+about_callbacks = schemathesis.openapi.from_dict(
+    load_contract(), config=config(10, coverage=False)
+).include(operation_id=["showCallback", "replayCallback"])
 hosted = schemathesis.openapi.from_dict(hosted_contract(), config=config(20))
 
 
@@ -103,6 +106,14 @@ def test_a_request_about_a_real_operation_is_answered_as_the_file_says(
     else:
         case.path_parameters |= {"service": "orders", "operation": "place"}
         case.headers["Nexus-Operation-Token"] = token
+    validate(case, shop)
+
+
+@about_callbacks.parametrize()
+def test_a_request_about_a_real_callback_is_answered_as_the_file_says(
+    case: Case[Any], shop: Shop
+) -> None:
+    case.path_parameters["id"] = shop.dead_letter()
     validate(case, shop)
 
 
