@@ -8,10 +8,10 @@ where something is not as required, 2 where a server does not start.
 
 import sys
 
-from benchmarks import durable_steps, recovery, sleepers, throughput
+from benchmarks import deliveries, durable_steps, recovery, sleepers, throughput
 from benchmarks.parts import main
 
-PARTS = (throughput.PART, durable_steps.PART, recovery.PART, sleepers.PART)
+PARTS = (throughput.PART, durable_steps.PART, recovery.PART, sleepers.PART, deliveries.PART)
 
 if __name__ == "__main__":
     sys.exit(main(PARTS, prog="python -m benchmarks.run"))
