@@ -23,6 +23,7 @@ PICTURE = "deliveries.svg"
 _AT_ONCE = 64  # to one destination: the default
 _OF_A_KIND = 10  # destinations whose curves are drawn as one
 _POINTS = 20
+_BEGINNING = 0.2  # of the time: what the second chart shows
 _CHILD_SECONDS = 600.0
 
 
@@ -167,10 +168,10 @@ def picture(drain: Drain) -> str:
         [Curve(name, values, colors[name]) for name, values in drain.shares.items()],
     )
     first_at = sorted(drain.first_at)
-    moments = _moments(FIRST_WITHIN_SHARE * drain.seconds)
+    moments = _moments(_BEGINNING * drain.seconds)
     begun = Chart(
         "Destinations that have had their first, %",
-        [_label(number, FIRST_WITHIN_SHARE) for number in range(_POINTS + 1)],
+        [_label(number, _BEGINNING) for number in range(_POINTS + 1)],
         "share of the drain's time, %",
         [Curve("begun", [_percent(first_at, moment) for moment in moments], "a")],
     )

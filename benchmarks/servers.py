@@ -146,16 +146,20 @@ def child_figures(module: str, *arguments: str, timeout_seconds: float) -> dict[
     """Measure in a process of its own, and return the figures that it printed last.
 
     Raises:
-        ServerNotStarted: It failed; the message has what it wrote.
+        ServerNotStarted: It failed, and the message has what it wrote, or it took too long.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        check=False,
-    )
+    command = [sys.executable, "-m", module, *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServerNotStarted(f"{module} did not end within {timeout_seconds:g} s") from error
     if done.returncode != 0:
         raise ServerNotStarted(f"{module} (exit code {done.returncode}):\n{done.stderr[-2000:]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
