@@ -5,7 +5,6 @@ import asyncio
 import gc
 import itertools
 import json
-import resource
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.load import percentile_ms
+from benchmarks.machine import own_cpu_seconds
 
 Once = Callable[[int], Awaitable[None]]
 Measure = Callable[[Once], Awaitable[None]]
@@ -34,14 +34,18 @@ def run_child(serve: Serve) -> None:
     async def measure(once: Once) -> None:
         numbers = itertools.count()
         await _loop(once, numbers, options.at_once, options.warm_up_seconds)
-        # As `nexus-gateway serve` does for itself; here for whatever is measured.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 100)
+        tune_garbage_collector()
         print(json.dumps(await _loop(once, numbers, options.at_once, options.seconds)), flush=True)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(options, measure))
+
+
+def tune_garbage_collector() -> None:
+    """Do as `nexus-gateway serve` does for itself; here for whatever is measured."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 100)
 
 
 async def _loop(
@@ -49,7 +53,7 @@ async def _loop(
 ) -> dict[str, Any]:
     latencies: list[float] = []
     began = time.perf_counter()
-    cpu = _cpu_seconds()
+    cpu = own_cpu_seconds()
 
     async def client() -> None:
         while (start := time.perf_counter()) < began + seconds:
@@ -66,10 +70,5 @@ async def _loop(
         "per_second": len(latencies) / took,
         "p50_ms": percentile_ms(latencies, 50),
         "p99_ms": percentile_ms(latencies, 99),
-        "cpu_ms": 1000 * (_cpu_seconds() - cpu) / max(1, len(latencies)),
+        "cpu_ms": 1000 * (own_cpu_seconds() - cpu) / max(1, len(latencies)),
     }
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -9,9 +9,7 @@ from another process. All take turns, the other way round in every second round.
 
 import argparse
 import importlib.metadata
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +21,7 @@ from benchmarks.databases import KINDS, Database, Databases, databases
 from benchmarks.load import Load, Loop, percentile_ms, run_load
 from benchmarks.machine import QUIET_CORES, Watch, wait_until_quiet
 from benchmarks.parts import Measured, Part, described_versions, progress, scratch, table
-from benchmarks.servers import REPOSITORY, ServerNotStarted, gateway
+from benchmarks.servers import ServerNotStarted, child_figures, gateway
 
 AT_ONCE = 32
 AT_LEAST = {"sqlite": 20.0, "postgresql": 8.0}
@@ -182,22 +180,12 @@ def _speed(made: Databases, folder: Path, system: str, *, seconds: float, warm_u
 
 def _in_a_child(system: str, database: Database, seconds: float, warm_up: float) -> dict[str, Any]:
     url = database.sqlalchemy_url if system == _DBOS else database.url
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", _MODULES[system], "--database", url),
-            *("--at-once", str(AT_ONCE), "--seconds", str(seconds)),
-            *("--warm-up-seconds", str(warm_up)),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=_CHILD_SECONDS + seconds,
-        check=False,
+    return child_figures(
+        _MODULES[system],
+        *("--database", url, "--at-once", str(AT_ONCE)),
+        *("--seconds", str(seconds), "--warm-up-seconds", str(warm_up)),
+        timeout_seconds=_CHILD_SECONDS + seconds,
     )
-    if done.returncode != 0:
-        raise ServerNotStarted(f"{system} (exit code {done.returncode}):\n{done.stderr[-2000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 def _over_http(database: Database, folder: Path, seconds: float, warm_up: float) -> Speed:

@@ -20,12 +20,14 @@ text.limit { stroke: none; fill: #cf222e }
 .line { fill: none; stroke-width: 2 }
 .a { stroke: #0969da } circle.a, text.a { stroke: none; fill: #0969da }
 .b { stroke: #8250df } circle.b, text.b { stroke: none; fill: #8250df }
+.c { stroke: #1a7f37 } circle.c, text.c { stroke: none; fill: #1a7f37 }
 .other { stroke-dasharray: 2 4 }
 @media (prefers-color-scheme: dark) {
   text { fill: #9198a1 } .title { fill: #f0f6fc } .grid { stroke: #3d444d }
   .limit { stroke: #f85149 } text.limit { fill: #f85149 }
   .a { stroke: #4493f8 } circle.a, text.a { fill: #4493f8 }
   .b { stroke: #ab7df8 } circle.b, text.b { fill: #ab7df8 }
+  .c { stroke: #3fb950 } circle.c, text.c { fill: #3fb950 }
 }
 """
 
@@ -36,7 +38,7 @@ class Curve:
 
     name: str
     values: Sequence[float]
-    color: str  # "a" or "b"
+    color: str  # "a", "b" or "c"
     dotted: bool = False
 
 

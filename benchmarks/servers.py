@@ -1,5 +1,6 @@
 """The servers under measurement: processes on free ports of 127.0.0.1."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -139,6 +140,30 @@ def migrate(database: str) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ServerNotStarted(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+
+
+def child_figures(module: str, *arguments: str, timeout_seconds: float) -> dict[str, Any]:
+    """Measure in a process of its own, and return the figures that it printed last.
+
+    Raises:
+        ServerNotStarted: It failed, and the message has what it wrote, or it took too long.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServerNotStarted(f"{module} did not end within {timeout_seconds:g} s") from error
+    if done.returncode != 0:
+        raise ServerNotStarted(f"{module} (exit code {done.returncode}):\n{done.stderr[-2000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def database_counters(server: Server) -> tuple[float, float]:

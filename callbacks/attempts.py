@@ -15,7 +15,7 @@ from callbacks.delivery_rules import DeliveryRules
 from callbacks.errors import CallbackError, NotSigned
 from callbacks.holds import Holds
 from callbacks.outbox import Delivery
-from callbacks.outcomes import Attempt, Delivered, GiveUp, Retry
+from callbacks.outcomes import Arrived, Attempt, Delivered, GiveUp, Retry
 from callbacks.retry_schedule import Decision, Verdict, judge
 from clients.errors import ClientError, UnknownOutcome
 from clients.sender import Sender, SentResponse
@@ -91,7 +91,9 @@ class Attempts:
         self._around = around
         self._now = now
         self._draw = draw
-        self.writing: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._arrived: list[Delivery] = []  # in this turn of the loop
+        self.writing: set[asyncio.Future[None]] = set()
         self.stats = DeliveryStats()
 
     async def make(self, delivery: Delivery) -> None:
@@ -124,8 +126,9 @@ class Attempts:
             # The common case leaves no attempt row, and nobody waits for the write.
             self.stats.delivered += 1
             self._holds.answered(delivery.destination)
-            write = Delivered(delivery, self._now(), None)
-            self._database.write(write).add_done_callback(partial(self._written, write))
+            self._arrived.append(delivery)
+            if len(self._arrived) == 1:
+                self._loop.call_soon(self._write_arrived)
             return
         now = self._now()
         verdict = judge(
@@ -203,21 +206,38 @@ class Attempts:
         await persist(self._database, Retry(delivery, next_at, reason, unknown, now, attempt))
         self._due_at(next_at)
 
-    def _written(self, write: Delivered, written: "asyncio.Future[None]") -> None:
+    def _write_arrived(self) -> None:
+        """Write down what arrived in this turn of the loop, in one statement."""
+        write = Arrived(self._arrived, self._now())
+        self._arrived = []
+        try:
+            written = self._database.write(write)
+        except DatabaseClosed:
+            self._all_recorded(write)
+        else:
+            self.writing.add(written)
+            written.add_done_callback(partial(self._written, write))
+
+    def _written(self, write: Arrived, written: "asyncio.Future[None]") -> None:
+        self.writing.discard(written)
         if written.cancelled() or written.exception() is None:
-            self._recorded(write.delivery)
+            self._all_recorded(write)
             return
-        task = asyncio.get_running_loop().create_task(self._write_again(write))
+        task = self._loop.create_task(self._write_again(write))
         self.writing.add(task)
         task.add_done_callback(self.writing.discard)
 
-    async def _write_again(self, write: Delivered) -> None:
+    async def _write_again(self, write: Arrived) -> None:
         try:
             await persist(self._database, write)
         except DatabaseClosed:
-            pass  # it stays in flight and is repeated after a restart: at least once
+            pass  # they stay in flight and are repeated after a restart: at least once
         finally:
-            self._recorded(write.delivery)
+            self._all_recorded(write)
+
+    def _all_recorded(self, write: Arrived) -> None:
+        for delivery in write.deliveries:
+            self._recorded(delivery)
 
 
 def _describe(

@@ -170,12 +170,16 @@ class DeliveryService:
         unsent = [*self._lanes.clear(), *self._waiting_for_lease.values()]
         self._waiting_for_lease.clear()
         self._give_back(unsent)
-        tasks = [*self._tasks, *self._attempts.writing]
-        if tasks:
-            await asyncio.wait(tasks, timeout=drain_seconds)
+        try:
+            async with asyncio.timeout(drain_seconds):
+                # An attempt that ends has an outcome to be written.
+                while under_way := [*self._tasks, *self._attempts.writing]:
+                    await asyncio.wait(under_way)
+        except TimeoutError:
+            pass
         left = [*self._tasks, *self._attempts.writing]
-        for task in left:
-            task.cancel()
+        for unfinished in left:
+            unfinished.cancel()
         if left:
             await asyncio.wait(left, timeout=_STOP_SECONDS)
         await self.holds.close()

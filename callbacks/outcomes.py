@@ -5,16 +5,18 @@ others have taken, changes nothing any more. Each write may run twice (a commit 
 is tried again) and then finds its own work done.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from callbacks.database import Statement, Transaction, table_of
+from callbacks.database import Statement, Transaction, listed_rows, table_of
 from callbacks.dead_letters import DeadLetter, Notice, tell_operator
 from callbacks.destinations import touch
 from callbacks.outbox import Delivery, callback
 from callbacks.records import CallbackState, DeliveryAttemptRecord
+from nexus_spec.json_text import json_text
 
 _attempt = table_of(DeliveryAttemptRecord)
 _bind = sa.bindparam
@@ -41,15 +43,23 @@ of_attempt = sa.and_(
 )
 """The row of an attempt, while it is its process's: the condition for `fence`."""
 
-_ARRIVED = Statement(
-    sa.update(callback)
-    .where(
-        callback.c.id == _bind("row_id"),
-        # Literals: an IN list of values would be expanded anew at each run.
-        callback.c.state.in_([sa.literal_column(s) for s in ("'due'", "'in_flight'")]),
+_listed_ids = sa.select(sa.cast(listed_rows("row_ids").c.value, sa.BigInteger))
+
+
+def _close(which: sa.ColumnElement[bool]) -> Statement:
+    return Statement(
+        sa.update(callback)
+        .where(
+            which,
+            # Literals: an IN list of values would be expanded anew at each run.
+            callback.c.state.in_([sa.literal_column(s) for s in ("'due'", "'in_flight'")]),
+        )
+        .values(state=CallbackState.DELIVERED.value, closed_at=_bind("now"), next_at=None)
     )
-    .values(state=CallbackState.DELIVERED.value, closed_at=_bind("now"), next_at=None)
-)
+
+
+_DELIVERED = _close(callback.c.id == _bind("row_id"))
+_ARRIVED = _close(callback.c.id.in_(_listed_ids))
 _GIVE_UP = Statement(
     sa.update(callback)
     .where(of_attempt)
@@ -82,12 +92,34 @@ _ADD_ATTEMPT = Statement(
 
 
 @dataclass(frozen=True, slots=True)
+class Arrived:
+    """End deliveries whose first attempts arrived; of those no attempt is kept.
+
+    Not fenced: they arrived, whoever has the rows by now, and what that process makes of its own
+    copies is fenced by the rows' being closed.
+    """
+
+    deliveries: Sequence[Delivery]
+    now: int
+
+    @property
+    def subject(self) -> str | None:
+        """Nothing in particular: while an attempt is under way, no other write is about it."""
+        return None
+
+    async def apply(self, tx: Transaction) -> None:
+        """Write it down, all at once."""
+        ids = json_text([delivery.id for delivery in self.deliveries])
+        await tx.execute(_ARRIVED, {"row_ids": ids, "now": self.now})
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
-    """End a delivery: it arrived."""
+    """End a delivery that arrived after other attempts, or probably did. Not fenced either."""
 
     delivery: Delivery
     now: int
-    attempt: Attempt | None  # none is kept where the first attempt arrives
+    attempt: Attempt
 
     @property
     def subject(self) -> str | None:
@@ -95,13 +127,8 @@ class Delivered:
         return subject(self.delivery)
 
     async def apply(self, tx: Transaction) -> None:
-        """Write it down.
-
-        Not fenced: it arrived, whoever has the row by now, and what that process makes of its own
-        copy is fenced by the row's being closed.
-        """
-        closed = await tx.execute(_ARRIVED, {"row_id": self.delivery.id, "now": self.now})
-        if closed and self.attempt is not None:
+        """Write the outcome and the attempt."""
+        if await tx.execute(_DELIVERED, {"row_id": self.delivery.id, "now": self.now}):
             await _add_attempt(tx, self.delivery.id, self.attempt)
 
 

@@ -165,7 +165,7 @@ async def test_a_database_that_refuses_loses_nothing(open_office: OpenOffice, st
 
     def refuses(write: Write[Any]) -> bool:
         name = type(write).__name__
-        if name in ("Delivered", "GiveUp", "Retry") and len(refused) < 2:
+        if name in ("Arrived", "GiveUp", "Retry") and len(refused) < 2:
             refused.append(name)
             return True
         return False

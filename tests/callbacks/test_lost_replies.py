@@ -36,7 +36,7 @@ async def look_twice(office: Office) -> None:
 
 @pytest.mark.parametrize(
     ("status", "name", "state"),
-    [(200, "Delivered", "delivered"), (400, "GiveUp", "failed"), (500, "Retry", "due")],
+    [(200, "Arrived", "delivered"), (400, "GiveUp", "failed"), (500, "Retry", "due")],
 )
 async def test_an_outcome_is_written_once(
     open_office: OpenOffice, status: int, name: str, state: str
@@ -77,7 +77,7 @@ async def test_what_is_held_is_no_stray(open_office: OpenOffice) -> None:
     await office.end("t1")
     await look_twice(office)
     assert (await office.row("t1"))[:2] == ("in_flight", 1)
-    office.database.refuses = lambda write: type(write).__name__ == "Delivered"
+    office.database.refuses = lambda write: type(write).__name__ == "Arrived"
     gate.set()
     await until(lambda: office.service.stats.delivered)
     await look_twice(office)  # sent, and its outcome not yet written
