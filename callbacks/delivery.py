@@ -273,7 +273,7 @@ class DeliveryService:
 
     async def disable(self, destination: str) -> Standing:
         """Hold the deliveries to a destination back until it is enabled."""
-        return await self._database.write(Disable(destination, self._now()))
+        return await self._change(Disable(destination, self._now()))
 
     async def enable(self, destination: str) -> Standing:
         """Deliver to a destination again, each for as long as if it had been frozen just now.
@@ -284,7 +284,12 @@ class DeliveryService:
         deadline_at = self._now() + self.max_age_ms(destination)
         while await self._database.write(Postpone(destination, deadline_at, _POSTPONED_AT_ONCE)):
             pass
-        return await self._database.write(Enable(destination, self._now()))
+        return await self._change(Enable(destination, self._now()))
+
+    async def _change(self, write: Disable | Enable) -> Standing:
+        standing = await self._database.write(write)
+        self.holds.learn(standing)  # others are told, and hear of it a moment later
+        return standing
 
     # ------------------------------------------------------------ attempts
 

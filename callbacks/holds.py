@@ -150,7 +150,7 @@ class Holds:
                     self._draw(),
                 )
                 try:
-                    self._learn(await self._database.write(report))
+                    self.learn(await self._database.write(report))
                 except DatabaseClosed:
                     return
                 except Exception as error:  # noqa: BLE001  # whatever the driver raises
@@ -173,7 +173,7 @@ class Holds:
     async def _read(self, name: str) -> None:
         async def ask() -> None:
             rows = await self._database.fetch(STANDING_OF, {"name": name})
-            self._learn(read_standing(rows[0]) if rows else Standing(name))
+            self.learn(read_standing(rows[0]) if rows else Standing(name))
 
         await self._until_answered(ask)
 
@@ -191,7 +191,8 @@ class Holds:
                 logger.warning("cannot read of destinations", extra={"error": repr(error)})
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _learn(self, standing: Standing) -> None:
+    def learn(self, standing: Standing) -> None:
+        """Take in what the database says of a destination."""
         before = self._known.get(standing.name, Standing(standing.name))
         if standing.is_clean and not standing.holds(self._now()):
             self._known.pop(standing.name, None)
