@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from callbacks.database import Statement, Transaction
 from callbacks.outbox import callback
 from tests.gateway.dead_letters import write_dead_letters
-from tests.gateway.desk import Desk, OpenDesk
+from tests.gateway.desk import Desk, OpenDesk, open_desk_on
 from tests.support.callback_receiver import Answer, CallbackReceiver
 from tests.support.eventually import eventually
 
@@ -138,6 +138,27 @@ async def test_more_than_one_chunk_is_postponed(open_desk: OpenDesk, database_ur
             # What is too old would be given up by its first failure.
             assert (await eventually(settled))["failed"] == 0
     assert len({r.path for r in receiver.requests}) == count
+
+
+async def test_every_gateway_of_a_database_hears_of_it(
+    postgres_url: str, receiver: CallbackReceiver
+) -> None:
+    name = {"destination": receiver.url("")}
+    async with open_desk_on(postgres_url) as one, open_desk_on(postgres_url) as other:
+        await one.post("destinations/disable", name)
+
+        async def parked() -> bool | None:
+            return other.here.gateway.parts.delivery.holds.holds(receiver.url("")) or None
+
+        await eventually(parked)
+        tokens = [await desk.start("end", "null", receiver.url()) for desk in (one, other, other)]
+        for token in tokens:
+            assert (await one.of(token, "due"))["attempts"] == 0
+        assert receiver.requests == []
+        await other.post("destinations/enable", name)
+        await receiver.received(3)
+        for token in tokens:
+            await one.of(token, "delivered")
 
 
 async def test_an_open_breaker_is_closed_by_enabling(
