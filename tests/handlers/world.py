@@ -300,6 +300,16 @@ class World:
         await until_found(is_suspended)
         return await self.stored(token)
 
+    async def interrupted(self, token: str) -> None:
+        """Wait until the operation's handler was told to end, which is after that was recorded."""
+
+        def is_told() -> bool:
+            operation = self.engine._runner._live.get(token)
+            execution = None if operation is None else operation.execution
+            return execution is not None and execution.interrupted
+
+        await until(is_told)
+
     async def signal(
         self, token: str, name: str, payload: Any = None, dedupe_id: str | None = None
     ) -> Received:
