@@ -57,9 +57,7 @@ class World:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["token"])
 
-    async def start_and_wait(
-        self, here: Served, *, traceparent: str | None = TRACEPARENT
-    ) -> str:
+    async def start_and_wait(self, here: Served, *, traceparent: str | None = TRACEPARENT) -> str:
         """Start an operation that waits for a word, and wait until it has taken its first step."""
         operation = "steps_around_a_word"
         token = await self.start(here, operation, None, traceparent=traceparent)
