@@ -42,14 +42,7 @@ class Telemetry:
         if exporter is None:
             self.tracing = Tracing()
             return
-        # Imported only here: a gateway that exports nothing need not wait for it.
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        resource = Resource.create({"service.name": DISTRIBUTION})
-        self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider = _provider(exporter)
         self._tracer = self._provider.get_tracer(DISTRIBUTION, version(DISTRIBUTION))
         self.tracing = Tracing(self._tracer)
 
@@ -99,6 +92,17 @@ def _with_current_trace(headers: Sequence[tuple[str, str]]) -> list[tuple[str, s
     inject(carrier)
     kept = [(name, value) for name, value in headers if name.lower() not in carrier]
     return [*kept, *carrier.items()]
+
+
+def _provider(exporter: "SpanExporter") -> "TracerProvider":
+    # Imported only here: a gateway that exports nothing need not wait for it.
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=Resource.create({"service.name": DISTRIBUTION}))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
 
 
 def _configured_exporter() -> "SpanExporter | None":
