@@ -104,7 +104,7 @@ async def test_a_start_that_landed_though_it_was_refused_runs_all_the_same(
     error = await error_of(world.engine.start(asked := world.request("run", 5)))
     assert isinstance(error, HandlerError)
     lost.extend(["enough"] * 100)
-    world.engine._claimer.missed()  # as after a minute
+    await world.something_was_missed()
     repeated = await world.engine.start(replace(asked, wait_seconds=10.0))
     assert world.engine.stats.claimed == {"own": 1}
     assert repeated.content.data == b"5"  # type: ignore[union-attr]
