@@ -175,6 +175,7 @@ class PostgresServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
+                start_new_session=True,  # what ends the tests is not to end the shell first
                 **self._as_user,
             )  # fmt: skip
         deadline = time.monotonic() + _COMES_UP_WITHIN_SECONDS
