@@ -137,13 +137,11 @@ class PostgresServer:
 
     def crash(self) -> None:
         """Stop it at once, as `pg_ctl stop -m immediate`: it will have to recover."""
-        os.kill(self._pid(), signal.SIGQUIT)
-        self._wait_until_it_is_gone()
+        self._end_with(signal.SIGQUIT)
 
     def stop(self) -> None:
         """Stop it in an orderly way; clients lose their connections."""
-        os.kill(self._pid(), signal.SIGINT)
-        self._wait_until_it_is_gone()
+        self._end_with(signal.SIGINT)
 
     def restart(self) -> None:
         """Stop it at once and start it again, as `pg_ctl restart -m immediate`."""
@@ -184,6 +182,16 @@ class PostgresServer:
                 return
             time.sleep(_POLL_SECONDS)
         raise PostgresNotStarted(self.log())
+
+    def recover(self) -> None:
+        """Have it run, whatever a test has left it in."""
+        lines = self._lines()
+        if lines and is_running(int(lines[0])):
+            self.thaw()
+            return
+        if self._process is not None:
+            self._end_shell()
+        self.resume()
 
     def log(self) -> str:
         """Return what the server has written so far."""
@@ -253,15 +261,19 @@ class PostgresServer:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [pid, *map(int, children)]
 
-    def _wait_until_it_is_gone(self) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        pid = self._pid()
+    def _end_with(self, number: signal.Signals) -> None:
+        pid = self._pid()  # asked once: the file goes with the server
+        os.kill(pid, number)
         deadline = time.monotonic() + _COMES_UP_WITHIN_SECONDS
         while is_running(pid):
             if time.monotonic() > deadline:
                 raise TimeoutError("the server does not stop")
             time.sleep(_POLL_SECONDS)
+        self._end_shell()
+
+    def _end_shell(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(_KEEP)
         self._process.stdin.close()
         self._process.wait()
@@ -284,4 +296,5 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     """The URL of a database of one's own, with the gateway's schema."""
     url = postgres.fresh_database()
     yield url
+    postgres.recover()  # one test that fails is not to fail the others
     postgres.drop(url)
