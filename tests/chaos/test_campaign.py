@@ -29,7 +29,7 @@ SEVERAL = Plan(
 )
 # A lease does not matter here: it is only what the length of the faults is measured by.
 ONE = Plan(
-    seed=SEED, seconds=24, operations=2000, replicas=1, kills=4, freezes=2, lease_seconds=1.5
+    seed=SEED, seconds=40, operations=2000, replicas=1, kills=3, freezes=1, lease_seconds=1.5
 )
 
 
