@@ -12,6 +12,9 @@ PORT ?= 8080
 DATABASE ?= sqlite:///data/nexus.db
 TARGETS ?= examples.orders:services
 
+# In how many processes `make test` runs all tests; auto is one more than there are cores, 4 at most.
+WORKERS ?= auto
+
 # What `make test` and `make bench` hand on, for example ARGS="tests/nexus_spec -k links".
 ARGS ?=
 
@@ -36,7 +39,7 @@ run: $(VENV)/.run ## Serve the example service on 127.0.0.1:8080, data in ./data
 
 test: $(VENV)/.dev ## Run every test, with the branch coverage gate (or some tests, without it: ARGS="tests/clients -x").
 ifeq ($(strip $(ARGS)),)
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --cov --cov-report=term
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

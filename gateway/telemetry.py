@@ -8,18 +8,20 @@ import os
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context, attach
 from opentelemetry.propagate import extract, inject
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context, use_span
 
 from callbacks.attempts import AroundAttempt, Outcome, Post
 from callbacks.outbox import Delivery
 from clients.sender import SentResponse
 from handlers.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 DISTRIBUTION = "nexus-rpc-gateway"
 _LAST_EXPORT_SECONDS = 2.0
@@ -33,16 +35,14 @@ class Telemetry:
         exporter: Where spans go; by default the OTLP collector that the environment names.
     """
 
-    def __init__(self, exporter: SpanExporter | None = None) -> None:
+    def __init__(self, exporter: "SpanExporter | None" = None) -> None:
         exporter = exporter or _configured_exporter()
         self._exporter = exporter
         self._provider: TracerProvider | None = None
         if exporter is None:
             self.tracing = Tracing()
             return
-        resource = Resource.create({"service.name": DISTRIBUTION})
-        self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider = _provider(exporter)
         self._tracer = self._provider.get_tracer(DISTRIBUTION, version(DISTRIBUTION))
         self.tracing = Tracing(self._tracer)
 
@@ -94,7 +94,18 @@ def _with_current_trace(headers: Sequence[tuple[str, str]]) -> list[tuple[str, s
     return [*kept, *carrier.items()]
 
 
-def _configured_exporter() -> SpanExporter | None:
+def _provider(exporter: "SpanExporter") -> "TracerProvider":
+    # Imported only here: a gateway that exports nothing need not wait for it.
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=Resource.create({"service.name": DISTRIBUTION}))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
+
+
+def _configured_exporter() -> "SpanExporter | None":
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
     # Imported only here: it costs a third of the start-up time.

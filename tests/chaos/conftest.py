@@ -53,6 +53,7 @@ class Crashing:
             *self._options,
             env={**self._env, **env},
             port=self._port,
+            measured=False,
         )
         self.base_url, self._port = self.process.base_url, self.process.port
         return self.process

@@ -159,6 +159,7 @@ class Fleet:
             "--allow-private-callbacks",
             port=port,
             command=self.command,
+            measured=False,
             env={
                 FOLDER: str(self.folder),
                 "NEXUS_GATEWAY_LEASE_SECONDS": str(self.lease_seconds),

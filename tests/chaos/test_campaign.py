@@ -27,7 +27,10 @@ SEVERAL = Plan(
     lease_seconds=4.0,  # longer than the database is away
     freeze_leases=(1.1, 1.5),
 )
-ONE = Plan(seed=SEED, seconds=15, operations=600, replicas=1, kills=3, freezes=1)
+# A lease does not matter here: it is only what the length of the faults is measured by.
+ONE = Plan(
+    seed=SEED, seconds=40, operations=2000, replicas=1, kills=3, freezes=1, lease_seconds=1.5
+)
 
 
 async def test_several_replicas_on_postgresql(

@@ -30,6 +30,7 @@ class Lab:
     end: nexusrpc.Operation[str, Any]
     nap: nexusrpc.Operation[float, str]
     two_steps: nexusrpc.Operation[float, str]
+    steps_around_a_word: nexusrpc.Operation[None, str]
     elsewhere: nexusrpc.Operation[str, str]
 
 
@@ -67,6 +68,13 @@ class LabHandler:
     async def two_steps(self, ctx: DurableContext, seconds: float) -> str:
         await ctx.step(first)
         await ctx.sleep(timedelta(seconds=seconds))
+        await ctx.step(second)
+        return "done"
+
+    @durable_operation
+    async def steps_around_a_word(self, ctx: DurableContext, nothing: None) -> str:
+        await ctx.step(first)
+        await ctx.wait_for("word")
         await ctx.step(second)
         return "done"
 

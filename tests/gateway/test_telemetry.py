@@ -15,6 +15,7 @@ from gateway.logs import JsonFormatter
 from gateway.telemetry import Telemetry
 from tests.gateway.services import LabHandler
 from tests.support.callback_receiver import CallbackReceiver, Received
+from tests.support.eventually import eventually
 from tests.support.gateway_process import Served, served
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +56,19 @@ class World:
             )
         assert answer.status_code == 201, answer.text
         return str(answer.json()["token"])
+
+    async def start_and_wait(self, here: Served, *, traceparent: str | None = TRACEPARENT) -> str:
+        """Start an operation that waits for a word, and wait until it has taken its first step."""
+        operation = "steps_around_a_word"
+        token = await self.start(here, operation, None, traceparent=traceparent)
+
+        async def has_taken_it() -> bool | None:
+            async with httpx.AsyncClient() as http:
+                answer = await http.get(f"{here.base_url}/api/v1/operations/{token}")
+            return bool(answer.json()["steps"]) or None
+
+        await eventually(has_taken_it)
+        return token
 
     @property
     def spans(self) -> Sequence[ReadableSpan]:
@@ -107,13 +121,14 @@ async def test_a_trace_goes_on_from_the_caller_to_the_callback(world: World) -> 
 
 async def test_a_trace_goes_on_after_a_restart(world: World) -> None:
     async with served(world.app()) as here:
-        await world.start(here, "two_steps", 0.5)
+        token = await world.start_and_wait(here)
     assert [span.name for span in world.spans if span.name.startswith("step")] == ["step first#1"]
-    start = ids(world.one("start lab/two_steps"))
-    async with served(world.app()):
+    start = ids(world.one("start lab/steps_around_a_word"))
+    async with served(world.app()) as here:
+        await here.gateway.signal(token, "word")
         completion = (await world.receiver.received())[0]
     assert [span.name for span in world.spans if span.name.startswith("step")] == ["step second#1"]
-    run = ids(world.one("run lab/two_steps"))
+    run = ids(world.one("run lab/steps_around_a_word"))
     step = ids(world.one("step second#1"))
     delivery = ids(world.one("deliver completion"))
     assert {trace for trace, _, _ in (run, step, delivery)} == {TRACE}
@@ -212,9 +227,13 @@ async def test_without_an_exporter_the_callers_traceparent_is_passed_on(world: W
 
 async def test_an_operation_from_before_the_exporter_gets_a_trace_of_its_own(world: World) -> None:
     async with served(world.app(traced=False)) as here:
-        await world.start(here, "two_steps", 0.3, traceparent=None)
-        await world.start(here, "two_steps", 0.3)
-    async with served(world.app()):
+        tokens = [
+            await world.start_and_wait(here, traceparent=None),
+            await world.start_and_wait(here),
+        ]
+    async with served(world.app()) as here:
+        for token in tokens:
+            await here.gateway.signal(token, "word")
         received = await world.receiver.received(2)
     deliveries = {ids(span)[:2] for span in world.spans if span.name == "deliver completion"}
     assert {traceparent(r) for r in received} == deliveries

@@ -76,6 +76,10 @@ class Replica:
         for task in [*self.lease._tasks, *([claimer] if claimer is not None else [])]:
             task.cancel()
 
+    def lose_lease(self) -> None:
+        """Have its lease run out here and now; it gets it back with its next renewal."""
+        self.lease._lose()
+
     # ------------------------------------------------------------ asking
 
     async def start(self, operation: str, value: Any = None, **more: Any) -> str:

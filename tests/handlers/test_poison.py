@@ -80,13 +80,15 @@ async def test_the_culprit_is_paused_and_the_bystanders_are_not(open_world: Open
 
 async def test_progress_begins_the_count_anew(open_world: OpenWorld) -> None:
     deadly = Deadly()
-    steps = 0
+    runs = 0
 
     async def step(number: int) -> int:
         return number
 
     async def body(ctx: DurableContext, input: str) -> str:
-        for number in range(steps):
+        nonlocal runs
+        runs += 1  # one step more than the run before
+        for number in range(runs):
             await ctx.step(step, number)
         await ctx.step(deadly.touch, "culprit")
         return input
@@ -94,7 +96,6 @@ async def test_progress_begins_the_count_anew(open_world: OpenWorld) -> None:
     world = await open_world(work(body), settings=EngineSettings(poison_after=3))
     token = await world.start("run", "it")
     for _ in range(8):
-        steps += 1
         await crashed(world, deadly)
         await until(lambda: world.engine.live == 1)
     assert (await world.stored(token)).losses == 1

@@ -305,7 +305,7 @@ async def test_a_process_that_lost_its_lease_leaves_its_operations_alone(
     for task in stopped.lease._tasks:
         task.cancel()
     await until(lambda: gate.ran["wait"] == 2)
-    stopped.lease._lose()
+    stopped.lose_lease()
     assert stopped.engine.live == 0
     gate.may_go_on.set()
     assert await other.result(token) == ["first", "last"]

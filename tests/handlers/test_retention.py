@@ -60,7 +60,7 @@ async def test_an_operation_goes_with_all_that_was_kept_of_it(open_world: OpenWo
     await world.engine.signal(first, "go", b"1")
     await world.delivered(first)
     world.engine._claimer._expiry.next_at = 0  # as after a minute
-    world.engine._claimer.missed()
+    await world.something_was_missed()
 
     async def is_gone() -> bool:
         return not await world.database.fetch(LOAD, {"token": first})

@@ -30,7 +30,7 @@ HOUR_MS = 3_600_000
 async def woken_by_time(world: World, clock: FakeClock, milliseconds: int) -> None:
     """Let time pass, and have the engine look at what is due."""
     clock.jump(clock.now_ms() + milliseconds)
-    world.engine._claimer.due_now()
+    await world.something_is_due()
 
 
 async def at_rest(world: World, token: str) -> None:

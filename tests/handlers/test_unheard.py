@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,13 +11,13 @@ import pytest
 from callbacks.database import (
     DatabaseUnavailable,
     OutcomeUnknown,
-    Row,
     SqliteDatabase,
     Statement,
     Write,
 )
 from handlers import DurableContext
 from handlers.engine_settings import EngineSettings
+from handlers.store.running import LOOK
 from handlers.testing.clock import FakeClock
 from tests.handlers.replicas import Replica
 from tests.handlers.test_steps import work
@@ -124,7 +124,7 @@ async def test_nothing_goes_on_while_it_may_be_out_of_memory(open_world: OpenWor
     await until(lambda: not left)
     # Its sleep is over before the process knows whether it still has the operation.
     clock.jump(clock.now_ms() + HOUR_MS)
-    world.engine._claimer.due_now()
+    await world.something_is_due()
     assert await world.result(token) == 1
     assert ran == {2: 1}
 
@@ -141,32 +141,21 @@ async def test_what_could_not_be_loaded_is_taken_up_soon(open_world: OpenWorld) 
     )
     token = await world.start("run")
     await world.suspended(token)
-    broken = BrokenOnce(world.database)
-    world.engine._runner._database = broken
+    failed: list[Statement] = []
+
+    def fail_once(statement: Statement) -> Exception | None:
+        if statement is not LOOK or failed:
+            return None
+        failed.append(statement)
+        return DatabaseUnavailable("the query failed")
+
+    world.database.refuses_query = fail_once
     clock.jump(clock.now_ms() + 10_000)
-    world.engine._claimer.due_now()
-    await until(lambda: broken.failed)
+    await world.something_is_due()
+    await until(lambda: failed)
     await until(lambda: world.engine._claimer._orphans)
     clock.jump(clock.now_ms() + 3_001)
     assert await world.result(token) == "done"
-
-
-class BrokenOnce:
-    """A database of which the first query fails."""
-
-    def __init__(self, database: SqliteDatabase) -> None:
-        self.failed = False
-        self._database = database
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._database, name)
-
-    async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
-        """Fail, once."""
-        if not self.failed:
-            self.failed = True
-            raise DatabaseUnavailable("the query failed")
-        return await self._database.fetch(statement, params)
 
 
 async def test_what_is_loaded_when_the_lease_is_lost_is_not_run(replica: Replica) -> None:
@@ -200,7 +189,7 @@ async def test_a_claim_that_is_heard_of_after_the_lease_was_lost_is_not_used(
         token = await replica.start("run")
         await until(lambda: runs and not replica.engine.live)
         term = replica.lease.term
-        replica.lease._lose()
+        replica.lose_lease()
         await replica.lease.held()
         stored = await replica.stored(token)
         taking_up = replica.engine._claimer._taking_up
@@ -218,7 +207,7 @@ async def test_a_start_that_is_heard_of_after_the_lease_was_lost_is_found_again(
 ) -> None:
     starting = asyncio.ensure_future(replica.start("run"))
     await until(lambda: replica.engine._starting._recording)
-    replica.lease._lose()
+    replica.lose_lease()
     token = await starting
     assert not replica.engine.live
     await replica.engine.signal(token, "go", b"1")

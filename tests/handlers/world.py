@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from nexusrpc import Content, HandlerError, Link, OperationError
 
-from callbacks.database import Database, SqliteDatabase, Write
+from callbacks.database import Database, Row, SqliteDatabase, Statement, Transaction, Write
 from callbacks.delivery import DeliveryService, DeliverySettings
 from callbacks.delivery_queries import CALLBACKS_OF
 from callbacks.leases import Lease
@@ -106,6 +106,19 @@ def response(status: int, headers: Mapping[str, str] | None = None) -> SentRespo
     return SentResponse(status, Headers.from_pairs((headers or {}).items()), b"", "192.0.2.1:80")
 
 
+@dataclass(frozen=True)
+class Tell:
+    """A write that does nothing but notify, as other writes do of what they changed."""
+
+    channel: str
+    payload: str = ""
+    subject: str | None = None
+
+    async def apply(self, tx: Transaction) -> None:
+        """Notify."""
+        await tx.notify(self.channel, self.payload)
+
+
 class MortalDatabase(SqliteDatabase):
     """Dies at a journal entry: nothing is committed, and nobody gets an answer, from then on.
 
@@ -124,6 +137,7 @@ class MortalDatabase(SqliteDatabase):
         self.last: asyncio.Future[Any] | None = None
         self.refuses: Callable[[Write[Any]], Exception | None] = lambda write: None
         self.loses_reply: Callable[[Write[Any]], bool] = lambda write: False
+        self.refuses_query: Callable[[Statement], Exception | None] = lambda statement: None
         self._last_is_written = last_is_written
 
     def write(self, write: Write[T]) -> asyncio.Future[T]:
@@ -146,6 +160,12 @@ class MortalDatabase(SqliteDatabase):
             return written
         written.add_done_callback(lambda _: nobody.set_exception(OSError("connection reset")))
         return nobody
+
+    async def fetch(self, statement: Statement, params: Mapping[str, Any]) -> Sequence[Row]:
+        """Run a query or refuse it."""
+        if (error := self.refuses_query(statement)) is not None:
+            raise error
+        return await super().fetch(statement, params)
 
 
 @dataclass
@@ -299,6 +319,24 @@ class World:
 
         await until_found(is_suspended)
         return await self.stored(token)
+
+    async def interrupted(self, token: str) -> None:
+        """Wait until the operation's handler was told to end, which is after that was recorded."""
+
+        def is_told() -> bool:
+            operation = self.engine._runner._live.get(token)
+            execution = None if operation is None else operation.execution
+            return execution is not None and execution.interrupted
+
+        await until(is_told)
+
+    async def something_is_due(self) -> None:
+        """Have the engine look for what is due, as after a write that made something so."""
+        await self.database.write(Tell("due"))
+
+    async def something_was_missed(self) -> None:
+        """Have the engine look for everything, as after a lost connection, or a minute."""
+        await self.database.write(Tell(""))
 
     async def signal(
         self, token: str, name: str, payload: Any = None, dedupe_id: str | None = None

