@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from callbacks.destinations import Standing
+from callbacks.standings import Standing
 
 __all__ = ["Condition", "condition_of"]
 

@@ -12,12 +12,12 @@ from callbacks.claims import GiveBack, Keep
 from callbacks.database import Database, DatabaseClosed
 from callbacks.dead_letters import Notice, Replay
 from callbacks.delivery_rules import DeliveryRules
-from callbacks.destinations import Disable, Enable, Postpone, Standing
 from callbacks.due_deliveries import DueDeliveries
 from callbacks.holds import Holds
 from callbacks.lanes import Lanes
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery
+from callbacks.standings import Disable, Enable, Postpone, Standing
 from callbacks.strays import Strays
 from clients.sender import Sender
 

@@ -7,9 +7,10 @@ import sqlalchemy as sa
 from callbacks.breaker import Breaker
 from callbacks.conditions import Condition, condition_of
 from callbacks.database import Row, Statement, table_of
-from callbacks.destinations import Standing, destination
+from callbacks.destinations import destination
 from callbacks.outbox import callback
 from callbacks.records import CallbackState, DeliveryAttemptRecord
+from callbacks.standings import Standing
 
 _attempt = table_of(DeliveryAttemptRecord)
 _bind = sa.bindparam

@@ -9,7 +9,7 @@ from typing import Any
 from callbacks.breaker import Breaker, Outcomes
 from callbacks.database import Database, DatabaseClosed
 from callbacks.delivery_rules import DeliveryRules
-from callbacks.destinations import (
+from callbacks.standings import (
     ALL_STANDINGS,
     CHANNEL,
     STANDING_OF,

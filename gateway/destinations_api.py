@@ -9,8 +9,8 @@ from starlette.requests import Request
 from callbacks.conditions import Condition, condition_of
 from callbacks.database import Row
 from callbacks.delivery_queries import BACKLOG_BY_DESTINATION, BACKLOG_OF_DESTINATION
-from callbacks.destinations import EVERY_STANDING, Standing, read_standing
 from callbacks.records import CallbackState
+from callbacks.standings import EVERY_STANDING, Standing, read_standing
 from gateway.api_values import json_answer, read_object, shown_moment
 from gateway.asgi import Answer, read_body
 from gateway.callbacks_api import destination_name

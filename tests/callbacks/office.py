@@ -25,10 +25,10 @@ from callbacks.database.database import Subscriber
 from callbacks.dead_letters import Notice
 from callbacks.delivery import DeliveryService, DeliverySettings
 from callbacks.delivery_rules import DeliveryRule, DeliveryRules
-from callbacks.destinations import STANDING_OF, Standing, read_standing
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery, Registration, Terms
 from callbacks.records import CallbackRecord, DestinationRecord, ReplicaRecord
+from callbacks.standings import STANDING_OF, Standing, read_standing
 from clients.sender import SentResponse
 from nexus_spec import Headers
 from tests.support.eventually import eventually
