@@ -33,6 +33,8 @@ from callbacks.egress import EgressPolicy
 from callbacks.leases import Lease
 from callbacks.outbox import Delivery, Registration, RenderedCompletion, Terms
 from callbacks.sender import AiohttpSender
+from callbacks.signing import Signer
+from callbacks.signing_keys import CALLBACKS, SigningKeys
 
 _POST_SECONDS = 10.0
 _POLL_SECONDS = 0.002
@@ -141,6 +143,7 @@ async def service_on(
         ),
         DeliverySettings(rules=DeliveryRules(rule)),
         lease=lease,
+        sign=Signer(SigningKeys(database, CALLBACKS)).headers,
     )
     await service.open()
     try:

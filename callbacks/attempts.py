@@ -12,7 +12,7 @@ from typing import Any
 from callbacks.database import Database, DatabaseClosed, persist
 from callbacks.dead_letters import Notice
 from callbacks.delivery_rules import DeliveryRules
-from callbacks.errors import CallbackError, NotSigned
+from callbacks.errors import CallbackError, NotSent
 from callbacks.holds import Holds
 from callbacks.outbox import Delivery
 from callbacks.outcomes import Arrived, Attempt, Delivered, GiveUp, Retry
@@ -167,7 +167,7 @@ class Attempts:
         try:
             return await sign(delivery, self._now())
         except Exception as error:
-            raise NotSigned(f"not sent, because it cannot be signed: {error}") from error
+            raise NotSent(f"not sent, because it cannot be signed: {error}") from error
 
     async def _settle(
         self, delivery: Delivery, verdict: Verdict, attempt: Attempt, now: int

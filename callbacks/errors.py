@@ -5,14 +5,14 @@ CallbackError
 ├─ UrlRefused          the URL, or the policy for its text, forbids calling it
 │  └─ AddressRefused   the host resolved to an address that may not be called
 ├─ HeaderRefused       a header that may not be sent to a callback
-└─ NotSigned           no key to sign with can be had at this moment
+└─ NotSent             this process could not send at this moment
 ```
 """
 
 from clients.errors import Unreachable
 from nexus_spec import NexusError
 
-__all__ = ["AddressRefused", "CallbackError", "HeaderRefused", "NotSigned", "UrlRefused"]
+__all__ = ["AddressRefused", "CallbackError", "HeaderRefused", "NotSent", "UrlRefused"]
 
 
 class CallbackError(NexusError):
@@ -31,5 +31,5 @@ class HeaderRefused(CallbackError):
     """A callback header may not be sent; the message is fit for the caller who gave it."""
 
 
-class NotSigned(CallbackError):
-    """The completion could not be signed, and so was not sent; it is tried again."""
+class NotSent(CallbackError):
+    """This process had nothing to send with, no key or no socket: its trouble, not the peer's."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from nexusrpc import HandlerError
 
-from callbacks.errors import AddressRefused, CallbackError, NotSigned
+from callbacks.errors import AddressRefused, CallbackError, NotSent
 from clients.errors import ClientError, UnknownOutcome
 from clients.sender import SentResponse
 from nexus_spec import (
@@ -128,8 +128,8 @@ def judge(
     Args:
         outcome: what the sender returned or raised. A URL or header that is refused as text can
             never be sent and is permanent; an address that is refused is retried, because a name's
-            addresses change. What could not be signed is, too, and says nothing of its
-            destination.
+            addresses change. What this process had nothing to send with
+            is retried, too, and says nothing of its destination.
         previous_unknown: an earlier attempt may have been received.
         now: the current time, for a `Retry-After` that is a date.
         permanent_statuses: other answers that count as permanent by themselves.
@@ -183,7 +183,7 @@ def parse_retry_after(value: str, now: datetime) -> timedelta | None:
 
 
 def _judge_error(error: ClientError | CallbackError) -> Verdict:
-    if isinstance(error, NotSigned):
+    if isinstance(error, NotSent):
         return Verdict(decision=Decision.RETRY, reason=str(error))
     if isinstance(error, CallbackError) and not isinstance(error, AddressRefused):
         return Verdict(decision=Decision.PERMANENT, reason=str(error))

@@ -9,6 +9,7 @@ and what it calls in turn is up to it. The text of the URL is judged all the sam
 """
 
 import asyncio
+import errno
 import io
 import socket
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from yarl import URL
 
 from callbacks.connections import BoundedConnector, BoundedProtocol
 from callbacks.egress import Destination, EgressPolicy, check_callback_url, refused_address
-from callbacks.errors import AddressRefused, UrlRefused
+from callbacks.errors import AddressRefused, NotSent, UrlRefused
 from callbacks.header_rules import is_sent, sent_value
 from callbacks.proxies import Proxies, Proxy
 from callbacks.resolver import Resolver, ResolverOfAiohttp, SystemResolver
@@ -38,6 +39,7 @@ __all__ = ["AiohttpSender"]
 # Below the 5 s after which the common servers (uvicorn, Node) close an idle connection: a request
 # that crosses that close has an unknown outcome.
 _KEEP_ALIVE_SECONDS = 4.0
+_OUT_OF_SOCKETS = frozenset({errno.EMFILE, errno.ENFILE})
 # aiohttp writes a body of bytes in one piece, and warns above 1 MiB.
 _BODY_IN_ONE_PIECE_BYTES = 256 * 1024
 
@@ -66,11 +68,12 @@ class _Target:
 class _Attempt:
     """What the guard and the connection report about one POST."""
 
-    __slots__ = ("address", "refused", "sent", "target")
+    __slots__ = ("address", "no_socket", "refused", "sent", "target")
 
     def __init__(self, target: _Target) -> None:
         self.target = target
         self.refused: str | None = None
+        self.no_socket = False
         self.sent = False
         self.address: str | None = None
 
@@ -145,6 +148,7 @@ class AiohttpSender:
             UrlRefused: the policy forbids the URL.
             HeaderRefused: a header is malformed.
             UnknownOutcome: the peer may have received the request, and gave no answer.
+            NotSent: this process has as many files open as it may.
         """
         attempt = _Attempt(self._target(url))
         fields = self._fields(headers, attempt.target)
@@ -270,8 +274,13 @@ class AiohttpSender:
     def _open_socket(self, info: AddrInfoType) -> socket.socket:
         # Addresses in URLs never meet the resolver: every dial comes through here.
         family, kind, protocol, _, address = info
-        self._judge(_attempt.get(), str(address[0]))
-        return socket.socket(family, kind, protocol)
+        attempt = _attempt.get()
+        self._judge(attempt, str(address[0]))
+        try:
+            return socket.socket(family, kind, protocol)
+        except OSError as error:
+            attempt.no_socket = error.errno in _OUT_OF_SOCKETS
+            raise
 
     def _judge(self, attempt: _Attempt, address: str) -> None:
         if attempt.target.proxy is not None:
@@ -318,9 +327,11 @@ async def _post_through_proxy(
     )
 
 
-def _failure(attempt: _Attempt, reason: str) -> Unreachable | UnknownOutcome:
+def _failure(attempt: _Attempt, reason: str) -> Unreachable | UnknownOutcome | NotSent:
     if attempt.refused is not None:
         return AddressRefused(f"{attempt.target.destination.name}: {attempt.refused}")
+    if not attempt.sent and attempt.no_socket:
+        return NotSent("not sent: this process has too many files open; raise its limit")
     if not attempt.sent:
         return Unreachable(f"{attempt.target.destination.name}: not reached: {reason}")
     return UnknownOutcome(f"{attempt.target.destination.name} ({attempt.address}): {reason}")

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from gateway.settings import InvalidSettings, Settings
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_MOST_FILES = 65_536
 _THREADS_END_SECONDS = 0.5
 
 
@@ -38,6 +40,7 @@ def serve(app: Starlette, settings: Settings) -> None:
         logger.warning("callbacks to loopback and private addresses are allowed")
     if proxies := settings.callbacks.proxies.urls:
         logger.info("callbacks go through a proxy", extra={"proxies": ", ".join(proxies)})
+    _raise_file_limit()
     listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         app,
@@ -55,6 +58,14 @@ def serve(app: Starlette, settings: Settings) -> None:
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.run())
     _leave_busy_threads_behind()
+
+
+def _raise_file_limit() -> None:
+    """Let the process have as many connections as it may: often the usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _leave_busy_threads_behind() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import resource
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from callbacks.egress import AllowRule, EgressPolicy, check_callback_url
-from callbacks.errors import AddressRefused, HeaderRefused, UrlRefused
+from callbacks.errors import AddressRefused, HeaderRefused, NotSent, UrlRefused
 from callbacks.header_rules import check_callback_headers
 from callbacks.sender import AiohttpSender, _Attempt, _attempt
 from clients.errors import UnknownOutcome, Unreachable
@@ -532,3 +533,21 @@ async def test_the_certificate_is_checked_against_the_host_name(scene: Scene) ->
         await sender.post(f"https://wrong.example:{peer.port}/", [], b"x", timeout=5)
     assert authority.asked_for == ["right.example", "wrong.example"]
     assert len(peer.requests) == 1
+
+
+# --- what this process lacks ---
+
+
+async def test_a_process_out_of_files_has_not_sent(scene: Scene) -> None:
+    peer = await scene.peer(answering(OK))
+    sender = scene.sender()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as next_one:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno() + 1, hard))
+        try:
+            with pytest.raises(NotSent, match="too many files open"):
+                await sender.post(f"http://127.0.0.1:{peer.port}/", [], b"", timeout=5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    response = await sender.post(f"http://127.0.0.1:{peer.port}/", [], b"", timeout=5)
+    assert response.status == 200

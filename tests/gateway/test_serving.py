@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from gateway.settings import InvalidSettings, Settings
 from tests.gateway.commands import run_here
 from tests.gateway.services import TARGET
 from tests.support.callback_receiver import CallbackReceiver
-from tests.support.gateway_process import GatewayProcess
+from tests.support.gateway_process import COMMAND, GatewayProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -288,3 +289,12 @@ def test_a_step_on_a_thread_that_never_ends_does_not_hold_up_the_exit(folder: Pa
         assert httpx.post(f"{process.base_url}/services/stuck/run").status_code == 201
         assert process.terminate() == 0
     assert "a handler's thread did not end" in process.log()
+
+
+def test_it_opens_as_many_connections_as_the_system_lets_it(folder: Path) -> None:
+    few = ("sh", "-c", 'ulimit -S -n 200; exec "$0" "$@"', str(COMMAND))
+    with GatewayProcess.start(TARGET, folder / "nexus.db", cwd=folder, command=few) as process:
+        limits = Path(f"/proc/{process.process.pid}/limits").read_text(encoding="ascii")
+    found = re.search(r"Max open files +(\d+) +(\d+)", limits)
+    assert found is not None
+    assert int(found[1]) == min(int(found[2]), 65_536)
