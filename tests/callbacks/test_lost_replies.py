@@ -65,7 +65,7 @@ async def test_what_was_claimed_without_hearing_of_it_is_sent(open_office: OpenO
 
 
 async def test_a_look_comes_by_itself(open_office: OpenOffice) -> None:
-    office = await open_office(lease_seconds=0.2)
+    office = await open_office(lease_seconds=1.0)
     office.database.loses_reply = first("ClaimDue")
     await office.leave("t1")
     await office.is_("t1", "delivered", 2)

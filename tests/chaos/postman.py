@@ -20,7 +20,7 @@ from callbacks.delivery_queries import BACKLOG
 from callbacks.delivery_rules import DeliveryRule, DeliveryRules
 from callbacks.egress import EgressPolicy
 from callbacks.leases import Lease
-from callbacks.outcomes import Delivered, GiveUp, Retry
+from callbacks.outcomes import Arrived, Delivered, GiveUp, Retry
 from callbacks.retry_schedule import RetryPolicy
 from callbacks.sender import AiohttpSender
 from clients.sender import SentResponse
@@ -33,7 +33,7 @@ BEFORE_SEND, AFTER_SEND = "before send", "after send"
 BEFORE_RECORD, AFTER_RECORD = "before record", "after record"
 MOMENTS = (BEFORE_CLAIM, AFTER_CLAIM, BEFORE_SEND, AFTER_SEND, BEFORE_RECORD, AFTER_RECORD)
 
-LEASE_SECONDS = 0.6  # what a killed process leaves is taken up after that
+LEASE_SECONDS = 2.0  # what a killed process leaves is taken up after that
 
 
 class _Fate:
@@ -59,7 +59,7 @@ class _Mortal:
         kind: type[Any] = type(write)
         if kind is ClaimDue:
             return self._between(write, BEFORE_CLAIM, AFTER_CLAIM, lambda got: got.deliveries)
-        if kind in {Delivered, GiveUp, Retry}:
+        if kind in {Arrived, Delivered, GiveUp, Retry}:
             return self._between(write, BEFORE_RECORD, AFTER_RECORD, lambda _: True)
         return self._real.write(write)
 

@@ -237,7 +237,13 @@ async def retried(world: World) -> None:
     await world.started("durable/echo", {"a": 1}, headers, callback=True)
     first, second = await world.receiver.received(2)
     assert second.body == first.body
-    assert second.headers == first.headers
+    assert [n for n, _ in second.headers] == [n for n, _ in first.headers]
+    differ = {
+        name
+        for (name, value), (_, other) in zip(first.headers, second.headers, strict=True)
+        if value != other
+    }  # each attempt is signed with its own time
+    assert differ <= {"webhook-timestamp", "webhook-signature", "webhook-nexus-signature"}
     assert second.at - first.at >= 0.7
 
 

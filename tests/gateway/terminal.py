@@ -4,7 +4,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import time
 from typing import Self
@@ -18,19 +17,15 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self._master, slave = pty.openpty()
-        # Tests that run in the background ignore Ctrl-C, and so would what they start.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            self.process = subprocess.Popen(
-                [COMMAND, *arguments],
-                env=environment({"TERM": "xterm", "COLUMNS": "120"}),
-                stdin=slave,
-                stdout=subprocess.PIPE,
-                stderr=slave,
-                start_new_session=True,
-            )
-        finally:
-            signal.signal(signal.SIGINT, before)
+        self.process = subprocess.Popen(
+            # Tests that run in the background ignore Ctrl-C, and so would what they start.
+            ["env", "--default-signal=INT", COMMAND, *arguments],
+            env=environment({"TERM": "xterm", "COLUMNS": "120"}),
+            stdin=slave,
+            stdout=subprocess.PIPE,
+            stderr=slave,
+            start_new_session=True,
+        )
         os.close(slave)
         self.shown = ""
 
