@@ -7,12 +7,12 @@ from collections.abc import Callable
 from callbacks.attempts import DeliveryStats
 from callbacks.database import Database, DatabaseClosed
 from callbacks.dead_letters import Expire, Notice
-from callbacks.destinations import ForgetIdle
+from callbacks.destinations import ForgetIdle, Repair
 from callbacks.leases import Lease
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 256
+_AT_ONCE = 64
 _LOOK_SECONDS = 30.0
 _REMEMBERED_MS = 24 * 3_600_000
 
@@ -25,6 +25,7 @@ class Aging:
         lease: Of this process.
         notice: How the operator is told.
         stats: Counts what is given up.
+        tidy: Forgets what need not be known in memory.
         now: The clock, in milliseconds since 1970.
         draw: A random number in [0, 1), for jitter.
     """
@@ -36,6 +37,7 @@ class Aging:
         *,
         notice: Notice | None,
         stats: DeliveryStats,
+        tidy: Callable[[], None],
         now: Callable[[], int],
         draw: Callable[[], float],
     ) -> None:
@@ -43,6 +45,7 @@ class Aging:
         self._lease = lease
         self._notice = notice
         self._stats = stats
+        self._tidy = tidy
         self._now = now
         self._draw = draw
 
@@ -76,3 +79,8 @@ class Aging:
             if len(letters) < _AT_ONCE:
                 break
         await self._database.write(ForgetIdle(self._now() - _REMEMBERED_MS))
+        self._tidy()
+        if forgotten := await self._database.write(Repair(self._now())):
+            logger.error(
+                "found deliveries that nobody looked for", extra={"destinations": forgotten}
+            )

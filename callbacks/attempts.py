@@ -125,7 +125,7 @@ class Attempts:
         ):
             # The common case leaves no attempt row, and nobody waits for the write.
             self.stats.delivered += 1
-            self._holds.answered(delivery.destination)
+            self._holds.answered(delivery.destination, probe=delivery.probe)
             self._arrived.append(delivery)
             if len(self._arrived) == 1:
                 self._loop.call_soon(self._write_arrived)
@@ -151,7 +151,9 @@ class Attempts:
         if verdict.destination_failed:
             self._holds.failed(delivery.destination, probe=delivery.probe, not_before=not_before)
         elif isinstance(outcome, SentResponse):
-            self._holds.answered(delivery.destination, not_before=not_before)
+            self._holds.answered(delivery.destination, probe=delivery.probe, not_before=not_before)
+        elif delivery.probe:
+            self._holds.came_to_nothing(delivery.destination)
 
     async def _post(self, delivery: Delivery, headers: Sequence[tuple[str, str]]) -> Outcome:
         try:
@@ -172,7 +174,7 @@ class Attempts:
     async def _settle(
         self, delivery: Delivery, verdict: Verdict, attempt: Attempt, now: int
     ) -> None:
-        reason = verdict.reason[:_REASON_CHARACTERS]
+        reason = _storable(verdict.reason)[:_REASON_CHARACTERS]
         context: dict[str, Any] = {
             "token": delivery.token,
             "destination": delivery.destination,
@@ -246,13 +248,18 @@ def _describe(
     answered = isinstance(outcome, SentResponse)
     excerpt = None
     if isinstance(outcome, SentResponse) and outcome.body:
-        excerpt = outcome.body.decode("utf-8", "replace")[:_EXCERPT_CHARACTERS]
+        excerpt = _storable(outcome.body.decode("utf-8", "replace"))[:_EXCERPT_CHARACTERS]
     return Attempt(
         n=delivery.attempt,
         started_at=started_at,
         duration_ms=round(seconds * 1000),
         status=outcome.status if isinstance(outcome, SentResponse) else None,
-        error=verdict.reason or (None if answered else str(outcome)),
+        error=_storable(verdict.reason or ("" if answered else str(outcome))) or None,
         address=outcome.address if isinstance(outcome, SentResponse) else None,
         response_excerpt=excerpt,
     )
+
+
+def _storable(text: str) -> str:
+    # PostgreSQL has no text with a NUL in it, and would refuse the outcome for ever.
+    return text.replace("\0", "\ufffd")

@@ -5,14 +5,14 @@ held gives none, or a single probe where its breaker is open. Nothing here reads
 takes, whatever waits behind a destination.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from callbacks.database import Statement, Transaction, listed, listed_rows
-from callbacks.destinations import destination, look_again, touch
+from callbacks.database import ALONE, Statement, Transaction, listed, listed_rows
+from callbacks.destinations import destination, end_probe, look_again, touch
 from callbacks.outbox import COLUMNS, Delivery, callback, read_delivery
 from callbacks.outcomes import fence, of_attempt, subject
 from callbacks.records import CallbackState
@@ -95,7 +95,7 @@ def _claim(taken: sa.CTE) -> sa.sql.ClauseElement:
 _CLAIM = Statement(_claim(_few_of_each), on_postgres=_claim(_few_of_each_on_postgres))
 _WAIT_FOR_PROBE = Statement(
     sa.update(destination)
-    .where(destination.c.name.in_(listed("names")))
+    .where(destination.c.name.in_(listed("names")), destination.c.open_until.is_not(None))
     .values(probe_until=_bind("new_probe_until"))
 )
 _GIVE_BACK = Statement(
@@ -134,7 +134,7 @@ class ClaimDue:
         owner: The process that will send them.
         now: Milliseconds since 1970.
         most: How many, altogether.
-        each: How many of one destination.
+        takes: How many of a destination.
         busy: Destinations of which this process has enough.
         probe_ms: How long the probe of an open breaker is waited for.
     """
@@ -142,14 +142,14 @@ class ClaimDue:
     owner: str
     now: int
     most: int
-    each: int
+    takes: Callable[[str], int]
     busy: Sequence[str]
     probe_ms: int
 
     @property
     def subject(self) -> str | None:
-        """Nothing in particular."""
-        return None
+        """None other may be in its transaction."""
+        return ALONE
 
     async def apply(self, tx: Transaction) -> Claimed:
         """Return what was claimed."""
@@ -159,11 +159,16 @@ class ClaimDue:
         claimed: list[Delivery] = []
         more = False
         if rows:
-            each = max(1, min(self.each, self.most // len(rows)))
             sound = [name for name, open_until, held in rows if open_until is None and not held]
-            claimed = await self._take(tx, sound, each)
+            share = max(1, self.most // len(rows))
+            by_count: defaultdict[int, list[str]] = defaultdict(list)
+            for name in sound:
+                by_count[max(1, min(self.takes(name), share))].append(name)
+            for each, names in by_count.items():
+                claimed += await self._take(tx, names, each)
             taken = Counter(delivery.destination for delivery in claimed)
-            more = len(rows) == most or any(count >= each for count in taken.values())
+            # Of one that takes no more now it is told when it does.
+            more = len(rows) == most or any(count >= share for count in taken.values())
             # One at a time: what is asked of a destination that may still be dead is little.
             half_open = [name for name, open_until, held in rows if open_until and not held]
             probes = await self._take(tx, half_open, 1)
@@ -211,7 +216,10 @@ class GiveBack:
     async def apply(self, tx: Transaction) -> None:
         """Take the claim back, as if it had not been made: the outcome is not unknown."""
         if await tx.execute(_GIVE_BACK, {**fence(self.delivery), "now": self.now}):
-            await touch(tx, self.delivery.destination, self.now)
+            if self.delivery.probe:
+                await end_probe(tx, self.delivery.destination, self.now)
+            else:
+                await touch(tx, self.delivery.destination, self.now)
             await tx.notify("deliver", "")
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from callbacks.database import Statement, Transaction, listed, table_of
 from callbacks.destinations import destination, touch, try_soon
-from callbacks.records import CallbackRecord, CallbackState
+from callbacks.records import BEGUN_ANEW, CallbackRecord, CallbackState
 from nexus_spec import format_rfc3339
 from nexus_spec.json_text import json_text
 
@@ -78,7 +78,7 @@ _RENEW_NOTICE = Statement(
         body=_bind("body"),
         state=CallbackState.DUE.value,
         owner=None,
-        retries=0,
+        retries=BEGUN_ANEW,
         outcome_unknown=0,
         reason=None,
         next_at=_bind("now"),
@@ -197,22 +197,23 @@ class Expire:
 _ids = _callback.c.id.in_(
     sa.select(sa.cast(listed("ids").subquery("listed").c.value, sa.BigInteger))
 )
+_is_over = _callback.c.state.in_(
+    # Literals: an IN list of values would be expanded anew at each run.
+    [sa.literal_column(state) for state in ("'failed'", "'delivered'")]
+)
 _REPLAYABLE = Statement(
     sa.select(_callback.c.id, _callback.c.destination)
-    .where(
-        _ids,
-        _callback.c.state.in_([sa.literal_column("'failed'"), sa.literal_column("'delivered'")]),
-    )
+    .where(_ids, _is_over)
     .order_by(_callback.c.id)
     .with_for_update(key_share=True)
 )
 _REPLAY = Statement(
     sa.update(_callback)
-    .where(_ids)
+    .where(_ids, _is_over)
     .values(
         state=CallbackState.DUE.value,
         owner=None,
-        retries=0,
+        retries=BEGUN_ANEW,
         next_at=_bind("now"),
         deadline_at=_bind("new_deadline_at"),
         closed_at=None,

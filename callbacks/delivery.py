@@ -96,10 +96,10 @@ class DeliveryService:
             database,
             lease,
             capacity=self._settings.in_memory,
-            each=self._settings.queued_per_destination,
             probe_ms=round(probe_seconds * 1000),
             room=self._room,
             busy=self._busy,
+            takes=self._takes,
             submit=self.submit,
             now=self._now,
             draw=draw,
@@ -136,6 +136,7 @@ class DeliveryService:
             lease,
             notice=self._settings.notice,
             stats=self.stats,
+            tidy=self.holds.tidy,
             now=self._now,
             draw=draw,
         )
@@ -199,7 +200,7 @@ class DeliveryService:
             self._room() > 0
             and not self._closing
             and self._lease.holds()
-            and self._lanes.takes_more(destination)
+            and self._lanes.takes(destination) > 0
             and not self.holds.holds(destination)
         )
 
@@ -219,6 +220,8 @@ class DeliveryService:
             if self.holds.may_go(delivery.destination, probe=delivery.probe):
                 self._held[delivery.id] = delivery
                 self._lanes.add(delivery)
+                if delivery.probe and not self.holds.holds(delivery.destination):
+                    self.holds.look_up(delivery.destination)  # the database knows better
             else:
                 # Held since it was claimed, or no longer held and this process has not heard of it.
                 self.holds.look_up(delivery.destination)
@@ -248,6 +251,9 @@ class DeliveryService:
 
     def _busy(self) -> list[str]:
         return self._lanes.busy()
+
+    def _takes(self, destination: str) -> int:
+        return self._lanes.takes(destination)
 
     def _told(self, channel: str, _: str) -> None:
         if channel in {"deliver", ""} and not self._closing:

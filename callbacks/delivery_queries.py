@@ -98,7 +98,7 @@ def read_callback(row: Row) -> StoredCallback:
         closed_at=closed_at,
         token=token,
         destination=name,
-        retries=retries,
+        retries=max(retries, 0),
         reason=reason,
         deadline_at=deadline_at,
         standing=Standing(name, breaker, not_before, disabled_at),

@@ -4,6 +4,10 @@ A destination has a row from the first time that a delivery to it has to wait. I
 so that looking for what is due costs the same however many deliveries wait behind a dead
 destination: whatever makes a delivery due lowers it (`touch`), and only who holds the row's lock
 raises it again (`look_again`).
+
+These rows are the one thing that many writes of all processes change. Touches come last in a
+transaction and in the order of names; what locks them at another moment is a transaction of its own
+(`ALONE`), or two processes would wait for each other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from callbacks.database import (
+    ALONE,
     Row,
     Statement,
     Transaction,
@@ -23,6 +28,9 @@ from callbacks.database import (
 )
 from callbacks.records import CallbackRecord, CallbackState, DestinationRecord
 from nexus_spec.json_text import json_text
+
+CHANNEL = "destination"
+"""What processes are notified on of a destination that is held, or no longer; its name follows."""
 
 _FOR_EVER = 2**62
 
@@ -62,6 +70,7 @@ _KNOW = Statement(
         changed_at=_bind("now"),
     ),
     or_ignore=True,
+    last=True,
 )
 _TOUCH = Statement(
     sa.update(destination)
@@ -72,6 +81,7 @@ _TOUCH = Statement(
         wake_at=_or_null(least(sa.func.coalesce(destination.c.wake_at, _FOR_EVER), _next_look))
     ),
     idempotent=True,
+    last=True,
 )
 _LOOK_AGAIN = Statement(
     sa.update(destination)
@@ -83,16 +93,32 @@ _LOOK_AGAIN = Statement(
 _TRY_SOON = Statement(
     sa.update(destination)
     .where(destination.c.name == _bind("name"), destination.c.open_until > _bind("now"))
-    .values(open_until=_bind("now"), changed_at=_bind("now"))
+    .values(open_until=_bind("now"), changed_at=_bind("now")),
+    last=True,
 )
 _FORGET_IDLE = Statement(
-    sa.delete(destination).where(
+    sa.delete(destination)
+    .where(
         destination.c.wake_at.is_(None),
-        destination.c.failures == 0,
-        destination.c.open_until.is_(None),
         destination.c.disabled_at.is_(None),
         destination.c.changed_at < _bind("before"),
     )
+    .returning(destination.c.name)
+)
+_REPAIR = Statement(
+    sa.update(destination)
+    .where(
+        sa.func.coalesce(destination.c.wake_at, _FOR_EVER)
+        > greatest(_next_look, _bind("now", type_=sa.BigInteger))
+    )
+    .values(wake_at=_or_null(_next_look))
+    .returning(destination.c.name)
+)
+_END_PROBE = Statement(
+    sa.update(destination)
+    .where(destination.c.name == _bind("name"), destination.c.probe_until.is_not(None))
+    .values(probe_until=None),
+    last=True,
 )
 
 
@@ -112,6 +138,12 @@ async def try_soon(tx: Transaction, name: str, now: int) -> None:
     await touch(tx, name, now)
 
 
+async def end_probe(tx: Transaction, name: str, now: int) -> None:
+    """Wait no longer for the probe of a destination."""
+    await tx.execute(_END_PROBE, {"name": name})
+    await touch(tx, name, now)
+
+
 async def know(tx: Transaction, name: str, now: int) -> None:
     """Make the row of a destination, where it has none."""
     await tx.execute(_KNOW, {"name": name, "now": now})
@@ -128,16 +160,56 @@ def names_of(rows: Sequence[Row]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class EndProbe:
+    """Let another delivery be the probe: this one was not sent, or came to nothing."""
+
+    name: str
+    now: int
+
+    @property
+    def subject(self) -> str | None:
+        """None other may be in its transaction."""
+        return ALONE
+
+    async def apply(self, tx: Transaction) -> None:
+        """Have the destination looked at again."""
+        await end_probe(tx, self.name, self.now)
+        await tx.notify("deliver", "")
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetIdle:
-    """Delete what is known of destinations that have made no trouble for long."""
+    """Delete what is known of destinations that nothing waits for, without news for long."""
 
     before: int
 
     @property
     def subject(self) -> str | None:
-        """Nothing in particular."""
-        return None
+        """None other may be in its transaction."""
+        return ALONE
 
-    async def apply(self, tx: Transaction) -> int:
-        """Return how many there were."""
-        return await tx.execute(_FORGET_IDLE, {"before": self.before})
+    async def apply(self, tx: Transaction) -> list[str]:
+        """Return their names."""
+        names = names_of(await tx.fetch(_FORGET_IDLE, {"before": self.before}))
+        for name in names:
+            await tx.notify(CHANNEL, name)
+        return names
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Look for what nobody would look for in time: there is nothing, unless the code is wrong."""
+
+    now: int
+
+    @property
+    def subject(self) -> str | None:
+        """None other may be in its transaction."""
+        return ALONE
+
+    async def apply(self, tx: Transaction) -> list[str]:
+        """Return the destinations that would have been forgotten."""
+        names = names_of(await tx.fetch(_REPAIR, {"now": self.now}))
+        if names:
+            await tx.notify("deliver", "")
+        return names

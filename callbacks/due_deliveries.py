@@ -26,10 +26,10 @@ class DueDeliveries:
         database: Where the outbox is.
         lease: Of this process: nothing is claimed unless it holds.
         capacity: How many deliveries memory holds.
-        each: How many of one destination are taken at a time.
         probe_ms: How long the probe of an open breaker is waited for.
         room: How many more it has room for.
         busy: The destinations that have enough in memory.
+        takes: How many more of a destination memory takes.
         submit: Takes the claimed ones.
         now: The clock, in milliseconds since 1970.
         draw: A random number in [0, 1), for jitter.
@@ -41,10 +41,10 @@ class DueDeliveries:
         lease: Lease,
         *,
         capacity: int,
-        each: int,
         probe_ms: int,
         room: Callable[[], int],
         busy: Callable[[], list[str]],
+        takes: Callable[[str], int],
         submit: Callable[[Sequence[Delivery]], None],
         now: Callable[[], int],
         draw: Callable[[], float],
@@ -52,10 +52,10 @@ class DueDeliveries:
         self._database = database
         self._lease = lease
         self._enough_room = max(1, capacity // 8)  # not one by one
-        self._each = each
         self._probe_ms = probe_ms
         self._room = room
         self._busy = busy
+        self._takes = takes
         self._submit = submit
         self._now = now
         self._draw = draw
@@ -115,7 +115,7 @@ class DueDeliveries:
             self._waits_for_room = True
             return idle
         claim = ClaimDue(
-            self._lease.id, self._now(), room, self._each, self._busy(), self._probe_ms
+            self._lease.id, self._now(), room, self._takes, self._busy(), self._probe_ms
         )
         found = await self._database.write(claim)
         self._submit(found.deliveries)

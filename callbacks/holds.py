@@ -9,9 +9,9 @@ from typing import Any
 from callbacks.breaker import Breaker, Outcomes
 from callbacks.database import Database, DatabaseClosed
 from callbacks.delivery_rules import DeliveryRules
+from callbacks.destinations import CHANNEL, EndProbe
 from callbacks.standings import (
     ALL_STANDINGS,
-    CHANNEL,
     STANDING_OF,
     Report,
     Standing,
@@ -103,11 +103,12 @@ class Holds:
 
     # ------------------------------------------------------------ telling
 
-    def answered(self, name: str, *, not_before: int | None = None) -> None:
-        """Note an attempt that the destination answered, other than with a 5xx.
+    def answered(self, name: str, *, probe: bool, not_before: int | None = None) -> None:
+        """Note an attempt that the destination answered, other than with a 5xx that may pass.
 
         Args:
             name: The destination.
+            probe: The attempt was that of an open breaker, whatever is known here.
             not_before: Until when it asked to be left alone, in milliseconds since 1970.
         """
         pending = self._news.get(name)
@@ -117,7 +118,7 @@ class Holds:
             or name in self._reporting
             or (standing is not None and standing.breaker != _SOUND)
         )
-        if in_trouble or not_before is not None:
+        if in_trouble or probe or not_before is not None:
             known = None if pending is None else pending.not_before
             self._tell(name, _News(Outcomes(answered=True), _latest(known, not_before)))
 
@@ -130,6 +131,27 @@ class Holds:
                 pending.outcomes.and_failed(probe=probe), _latest(pending.not_before, not_before)
             ),
         )
+
+    def came_to_nothing(self, name: str) -> None:
+        """Note a probe that was not sent after all: another delivery may be it."""
+        self._start(self._end_probe(name))
+
+    def tidy(self) -> None:
+        """Forget pauses that are over."""
+        for name, standing in list(self._known.items()):
+            if standing.is_clean and not standing.holds(self._now()):
+                del self._known[name]
+
+    async def _end_probe(self, name: str) -> None:
+        try:
+            await self._database.write(EndProbe(name, self._now()))
+        except DatabaseClosed:
+            pass
+        except Exception as error:  # noqa: BLE001  # whatever the driver raises
+            # It is waited for in vain until its time is over.
+            logger.warning(
+                "cannot let go of a probe", extra={"destination": name, "error": repr(error)}
+            )
 
     def _tell(self, name: str, news: _News) -> None:
         self._news[name] = news

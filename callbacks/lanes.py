@@ -1,12 +1,18 @@
 """Deliveries in memory by destination, so that a slow one does not hold the others up."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from callbacks.delivery_rules import DeliveryRules
+from callbacks.delivery_rules import DeliveryRule, DeliveryRules
 from callbacks.outbox import Delivery
+
+# What waits in memory for a destination: so many times what it takes at once, and no more than it
+# takes in so many seconds. The rest waits in the database.
+_QUEUED_ROUNDS = 4
+_QUEUED_SECONDS = 5.0
 
 
 @dataclass(eq=False, slots=True)
@@ -14,6 +20,7 @@ class _Lane:
     name: str
     concurrency: int
     interval_seconds: float  # between two beginnings; 0: none
+    welcome: int  # how many may stand in the queue
     active: int = 0
     queue: deque[Delivery] = field(default_factory=deque)
     next_at: float = 0.0  # by the loop's clock: the next may begin
@@ -32,7 +39,8 @@ class Lanes:
         begin: Begins one; it ends with `ended`.
         rules: How many a destination gets at a time, and in a second.
         concurrency: How many are under way altogether.
-        queued_per_destination: How many more of one destination are welcome.
+        queued_per_destination: How many more of one destination are welcome; fewer, where it
+            takes few at a time or in a second, so that those do not fill the memory.
         has_room: Told when a destination that `busy` named takes more.
         loop: Whose clock counts.
     """
@@ -64,7 +72,8 @@ class Lanes:
         if lane is None:
             rule = self._rules.of(name)
             interval = 0.0 if rule.per_second is None else 1 / rule.per_second
-            lane = self._lanes[name] = _Lane(name, rule.concurrency, interval)
+            lane = _Lane(name, rule.concurrency, interval, self._welcome(rule))
+            self._lanes[name] = lane
         lane.queue.append(delivery)
         self._stand_in_line(lane)
         self._go_on()
@@ -77,20 +86,22 @@ class Lanes:
         self._stand_in_line(lane)
         self._go_on()
         self._tidy(lane)
-        if lane.left_behind and len(lane.queue) <= self._queued // 2:
+        if lane.left_behind and len(lane.queue) <= lane.welcome // 2:
             lane.left_behind = False
             self._has_room()
 
-    def takes_more(self, name: str) -> bool:
-        """Whether a delivery to a destination would not stand behind too many others."""
+    def takes(self, name: str) -> int:
+        """Return how many more deliveries to a destination are welcome."""
         lane = self._lanes.get(name)
-        return lane is None or len(lane.queue) < self._queued
+        if lane is None:
+            return self._welcome(self._rules.of(name))
+        return max(0, lane.welcome - len(lane.queue))
 
     def busy(self) -> list[str]:
         """Return the destinations that have enough in memory."""
         names = []
         for name, lane in self._lanes.items():
-            if len(lane.queue) >= self._queued:
+            if len(lane.queue) >= lane.welcome:
                 lane.left_behind = True
                 names.append(name)
         return names
@@ -105,6 +116,12 @@ class Lanes:
                 lane.queue.clear()
                 self._tidy(lane)
         return queued
+
+    def _welcome(self, rule: DeliveryRule) -> int:
+        soon = _QUEUED_ROUNDS * rule.concurrency
+        if rule.per_second is not None:
+            soon = min(soon, math.ceil(_QUEUED_SECONDS * rule.per_second))
+        return min(self._queued, soon)
 
     def _stand_in_line(self, lane: _Lane) -> None:
         if not lane.may_begin or lane.stands_in_line:

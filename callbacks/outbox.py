@@ -211,6 +211,7 @@ async def freeze(
         What this process has to send now.
     """
     deliveries: list[Delivery] = []
+    waiting: set[str] = set()
     rows = await tx.fetch(_REGISTERED, {"token": token})
     if not rows:
         return deliveries
@@ -234,8 +235,7 @@ async def freeze(
             },
         )
         if not claim:
-            await touch(tx, destination, now)
-            await tx.notify("deliver", "")
+            waiting.add(destination)
             continue
         deliveries.append(
             Delivery(
@@ -253,6 +253,10 @@ async def freeze(
                 owner=terms.owner,
             )
         )
+    for destination in sorted(waiting):
+        await touch(tx, destination, now)
+    if waiting:
+        await tx.notify("deliver", "")
     return deliveries
 
 
@@ -291,7 +295,7 @@ def read_delivery(row: Row) -> Delivery:
         headers=[(str(n), str(v)) for n, v in json.loads(headers)],
         body=body,
         attempt=attempt,
-        retries=retries,
+        retries=max(retries, 0),
         outcome_unknown=bool(outcome_unknown),
         deadline_at=deadline_at,
         owner=owner,

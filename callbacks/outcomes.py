@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from callbacks.database import Statement, Transaction, listed_rows, table_of
+from callbacks.database import Statement, Transaction, greatest, listed_rows, table_of
 from callbacks.dead_letters import DeadLetter, Notice, tell_operator
 from callbacks.destinations import touch
 from callbacks.outbox import Delivery, callback
@@ -51,8 +51,11 @@ def _close(which: sa.ColumnElement[bool]) -> Statement:
         sa.update(callback)
         .where(
             which,
-            # Literals: an IN list of values would be expanded anew at each run.
-            callback.c.state.in_([sa.literal_column(s) for s in ("'due'", "'in_flight'")]),
+            sa.or_(
+                callback.c.state == CallbackState.IN_FLIGHT.value,
+                # One that was begun anew meanwhile is to be sent, whatever arrived before.
+                sa.and_(callback.c.state == CallbackState.DUE.value, callback.c.retries >= 0),
+            ),
         )
         .values(state=CallbackState.DELIVERED.value, closed_at=_bind("now"), next_at=None)
     )
@@ -77,7 +80,7 @@ _RETRY = Statement(
     .values(
         state=CallbackState.DUE.value,
         owner=None,
-        retries=callback.c.retries + 1,
+        retries=greatest(callback.c.retries, 0) + 1,
         next_at=_bind("new_next_at"),
         outcome_unknown=_bind("new_unknown"),
         reason=_bind("new_reason"),
@@ -188,8 +191,8 @@ class Retry:
             "new_reason": self.reason,
         }
         if await tx.execute(_RETRY, fence(self.delivery) | values):
-            await touch(tx, self.delivery.destination, self.now)
             await _add_attempt(tx, self.delivery.id, self.attempt)
+            await touch(tx, self.delivery.destination, self.now)
 
 
 def subject(delivery: Delivery) -> str:

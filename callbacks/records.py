@@ -21,6 +21,13 @@ class CallbackState(StrEnum):
     FAILED = "failed"  # a dead letter: refused for good, or too old; kept, and can be replayed
 
 
+BEGUN_ANEW = -1
+"""The `retries` of a delivery that is sent again from the start and was not attempted since.
+
+What is told of an earlier attempt, late, must not close it.
+"""
+
+
 class CallbackRecord(SQLModel, table=True):
     """The outbox: one row for each callback URL of an operation.
 
@@ -55,7 +62,7 @@ class CallbackRecord(SQLModel, table=True):
     state: str = CallbackState.REGISTERED
     owner: str | None = None  # of `in_flight`: the process that sends it
     attempt: int = 0  # how many were begun
-    retries: int = 0  # those that failed since it was frozen or replayed: what the schedule counts
+    retries: int = 0  # those that failed since it was frozen or BEGUN_ANEW: the schedule's count
     outcome_unknown: int = 0  # 1: an earlier attempt may have arrived
     reason: str | None = None  # why the last attempt failed, or why it was given up
     next_at: int | None = Field(default=None, sa_type=BigInteger)  # in flight: when claimed

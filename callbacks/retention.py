@@ -26,7 +26,13 @@ _DELETE_ATTEMPTS = Statement(
         _attempt.c.callback_id.in_(sa.select(_callback.c.id).where(_of_tokens))
     )
 )
-_DELETE = Statement(sa.delete(_callback).where(_of_tokens))
+_DELETE = Statement(
+    sa.delete(_callback).where(
+        _of_tokens,
+        # Nor what was replayed this very moment.
+        sa.or_(_callback.c.state == CallbackState.DELIVERED.value, _callback.c.slot < 0),
+    )
+)
 
 
 async def undelivered(tx: Transaction, tokens: Sequence[str]) -> list[str]:

@@ -28,7 +28,8 @@ class Signer:
         """Return what to send besides the delivery's own headers at an attempt.
 
         The id is that of the delivery, the same at every attempt. The state that is signed is the
-        one in its header `Nexus-Operation-State`; a message without that is signed without it.
+        one in its header `Nexus-Operation-State`; a notice to the operator has none, and is signed
+        with a secret of its own. Where a completion is given up again, its notice is a new message.
 
         Args:
             delivery: What is sent.
@@ -38,11 +39,15 @@ class Signer:
             DatabaseError: No key is known, and the database cannot be asked; to be tried again.
         """
         keys = await self._keys.all_signing()
+        is_notice = delivery.slot < 0
+        message_id = f"{delivery.token}_{delivery.id}"
+        if is_notice:
+            message_id = f"{message_id}_{delivery.deadline_at}"
         return webhook_headers(
-            f"{delivery.token}_{delivery.id}",
+            message_id,
             now_ms // 1000,
             delivery.body,
-            [self._secret(key.secret, delivery.destination) for key in keys],
+            [self._secret(key.secret, delivery.destination, notices=is_notice) for key in keys],
             state=_first(delivery.headers, OPERATION_STATE),
             token=delivery.token,
         )

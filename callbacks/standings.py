@@ -6,12 +6,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from callbacks.breaker import Breaker, BreakerPolicy, Outcomes
-from callbacks.database import Row, Statement, Transaction, table_of
-from callbacks.destinations import destination, know, look_again
+from callbacks.database import ALONE, Row, Statement, Transaction, table_of
+from callbacks.destinations import CHANNEL, destination, know, look_again
 from callbacks.records import CallbackRecord, CallbackState
-
-CHANNEL = "destination"
-"""What processes are notified on of a destination that is held, or no longer; its name follows."""
 
 _callback = table_of(CallbackRecord)
 _bind = sa.bindparam
@@ -133,8 +130,8 @@ class Report:
 
     @property
     def subject(self) -> str | None:
-        """The destination."""
-        return _subject(self.name)
+        """None other may be in its transaction."""
+        return ALONE
 
     async def apply(self, tx: Transaction) -> Standing:
         """Return what is known of the destination from now on."""
@@ -165,8 +162,8 @@ class Disable:
 
     @property
     def subject(self) -> str | None:
-        """The destination."""
-        return _subject(self.name)
+        """None other may be in its transaction."""
+        return ALONE
 
     async def apply(self, tx: Transaction) -> Standing:
         """Return what is known of the destination from now on."""
@@ -193,8 +190,8 @@ class Postpone:
 
     @property
     def subject(self) -> str | None:
-        """The destination."""
-        return _subject(self.name)
+        """None other may be in its transaction."""
+        return ALONE
 
     async def apply(self, tx: Transaction) -> int:
         """Return how many there were, at most as many as were asked for."""
@@ -213,8 +210,8 @@ class Enable:
 
     @property
     def subject(self) -> str | None:
-        """The destination."""
-        return _subject(self.name)
+        """None other may be in its transaction."""
+        return ALONE
 
     async def apply(self, tx: Transaction) -> Standing:
         """Return what is known of the destination from now on."""
@@ -228,10 +225,6 @@ class Enable:
         await tx.notify(CHANNEL, self.name)
         await tx.notify("deliver", "")
         return after
-
-
-def _subject(name: str) -> str:
-    return f"destination/{name}"
 
 
 def _values(standing: Standing) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def parse_secret(text: str) -> bytes:
     return secret
 
 
-def destination_secret(master: bytes, destination: str) -> bytes:
+def destination_secret(master: bytes, destination: str, *, notices: bool = False) -> bytes:
     """Return the secret of one destination, 32 bytes, derived from the gateway's own.
 
     Who knows it learns nothing of the others, so no receiver can forge what another one gets. It is
@@ -95,8 +95,12 @@ def destination_secret(master: bytes, destination: str) -> bytes:
     Args:
         master: A key of random bytes that only the gateway has.
         destination: `scheme://host:port`.
+        notices: The secret of the gateway's notices to its operator, which is another one: callers
+            may have completions sent to the same destination, and choose what is in them.
     """
-    return hmac.digest(master, _DERIVATION_LABEL + destination.encode() + b"\x01", "sha256")
+    # No destination has a space in it.
+    name = f"notices {destination}" if notices else destination
+    return hmac.digest(master, _DERIVATION_LABEL + name.encode() + b"\x01", "sha256")
 
 
 def webhook_headers(

@@ -107,17 +107,20 @@ class StoredSigningKeys:
         )
         return Rotation(key.id, dict(retired))
 
-    def secrets_of(self, destination: str) -> Sequence[bytes]:
+    def secrets_of(self, destination: str, *, notices: bool = False) -> Sequence[bytes]:
         """Return the secrets that deliveries to a destination are signed with now.
 
         The newest comes first; the first key is made where there is none.
 
         Args:
             destination: `scheme://host:port`.
+            notices: Those of the notices of dead letters, instead of those of completions.
         """
         run_beside(self._url, CREATE_FIRST, _row(new_signing_key()))
         rows = run_beside(self._url, _SIGNING, {"purpose": CALLBACKS})
-        return [destination_secret(bytes(secret), destination) for (secret,) in rows]
+        return [
+            destination_secret(bytes(secret), destination, notices=notices) for (secret,) in rows
+        ]
 
 
 def _row(key: SigningKey) -> dict[str, object]:

@@ -24,6 +24,7 @@ from callbacks.database.expressions import (
 from callbacks.database.persist import Writer, persist
 from callbacks.database.sqlite import SqliteDatabase
 from callbacks.database.statements import (
+    ALONE,
     Row,
     Statement,
     Transaction,
@@ -41,6 +42,7 @@ from callbacks.database.urls import (
 from callbacks.database.writer import GroupCommit
 
 __all__ = [
+    "ALONE",
     "Database",
     "DatabaseClosed",
     "DatabaseError",

@@ -115,6 +115,7 @@ async def apply_together(
             each.advance()
         while waiting := [each for each in under_way if each.request is not None]:
             groups: dict[Statement, list[_Progress]] = {}
+            waiting = _whose_turn_it_is(waiting)
             for each in waiting:
                 assert each.request is not None
                 groups.setdefault(each.request.statement, []).append(each)
@@ -132,6 +133,11 @@ async def apply_together(
     return [each.answer for each in under_way], list(messages)
 
 
+def _whose_turn_it_is(waiting: list[_Progress]) -> list[_Progress]:
+    first = [each for each in waiting if each.request and not each.request.statement.last]
+    return first or waiting
+
+
 async def run_single(
     connection: Connection, statement: Statement, params: Mapping[str, Any]
 ) -> list[Row]:
@@ -142,6 +148,9 @@ async def run_single(
 
 
 async def _run(connection: Connection, statement: Statement, members: list[_Progress]) -> None:
+    if statement.last and len(members) > 1:
+        names = statement.postgres.single.names
+        members = sorted(members, key=lambda each: _sortable(each, names))
     if statement.idempotent and len(members) > 1:
         alike: dict[tuple[Any, ...], list[_Progress]] = {}
         for each in members:

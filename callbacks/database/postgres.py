@@ -123,6 +123,7 @@ class PostgresDatabase:
         answers: list[Any] = [None] * len(writes)
         together = list(range(len(writes)))
         alone: list[int] = []
+        conflicts = 0
         while len(together) > 1:
             try:
                 for number, answer in zip(
@@ -135,6 +136,10 @@ class PostgresDatabase:
             except WriteFailed as failed:
                 alone.append(together.pop(failed.number))
                 if len(alone) == _BAD_WRITES:
+                    break
+            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+                conflicts += 1  # with another process: none of them is to blame
+                if conflicts == _CONFLICTS:
                     break
             except Exception:  # noqa: BLE001  # which of them it is shows when they run alone
                 break

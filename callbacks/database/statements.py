@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 Row = tuple[Any, ...]
 
+ALONE = "*"
+"""The subject of a write that shares a transaction with no other.
+
+For one that locks rows which other writes lock at other moments of theirs: in one transaction two
+processes would wait for each other.
+"""
+
 R_co = TypeVar("R_co", covariant=True)
 
 _DIALECT = sqlite.dialect(paramstyle="named")
@@ -38,7 +45,7 @@ def partial_index(name: str, *columns: str, where: str) -> Index:
 class Statement:
     """A statement ready for the driver; parameters are given by name on each run."""
 
-    __slots__ = ("_clause", "_or_ignore", "_postgres", "idempotent", "sql")
+    __slots__ = ("_clause", "_or_ignore", "_postgres", "idempotent", "last", "sql")
 
     def __init__(
         self,
@@ -46,6 +53,7 @@ class Statement:
         *,
         or_ignore: bool = False,
         idempotent: bool = False,
+        last: bool = False,
         on_postgres: ClauseElement | None = None,
     ) -> None:
         """Compile a statement.
@@ -55,6 +63,9 @@ class Statement:
             or_ignore: An insert skips rows that are there already.
             idempotent: Running it twice in a row is as good as once: writes of one transaction
                 that run it with the same parameters at the same time may share one run.
+            last: Where writes share a transaction, it runs when all of them have come to such a
+                statement or to their end, sorted by its parameters: for rows that many writes
+                lock, so that all processes lock them in one order and not for long.
             on_postgres: Does the same on PostgreSQL, where `clause` would be slow or is not
                 understood.
         """
@@ -66,6 +77,7 @@ class Statement:
         if or_ignore:
             self.sql = ignoring_conflicts(self.sql, compiled)
         self.idempotent = idempotent
+        self.last = last
         self._clause = clause if on_postgres is None else on_postgres
         self._or_ignore = or_ignore
         self._postgres: PostgresForms | None = None

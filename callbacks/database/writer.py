@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from callbacks.database.errors import DatabaseClosed
-from callbacks.database.statements import Write
+from callbacks.database.statements import ALONE, Write
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class GroupCommit:
 
         Take `commit`, which returns a result or an exception for each write, or an awaitable of
         that; the largest number of writes in one transaction; and whether two writes with the
-        same subject go into different ones, in order.
+        same subject go into different ones, in order, and those that want to be alone are.
         """
         self._commit = commit
         self._most = most
@@ -105,13 +105,13 @@ class GroupCommit:
         for _ in range(min(len(self._waiting), self._most * _LOOK_AHEAD)):
             waiting = self._waiting.popleft()
             subject = waiting[0].subject
-            if subject is not None and subject in subjects:
+            if subject is not None and (subject in subjects or (subject == ALONE and batch)):
                 later.append(waiting)
                 continue
             if subject is not None:
                 subjects.add(subject)
             batch.append(waiting)
-            if len(batch) == self._most:
+            if len(batch) == self._most or subject == ALONE:
                 break
         self._waiting.extendleft(reversed(later))
         return batch

@@ -61,6 +61,10 @@ def secret(
             metavar="URL", help="The callback URL, or its beginning: https://HOST:PORT."
         ),
     ],
+    notices: Annotated[
+        bool,
+        typer.Option("--notices", help="Of the dead_letter_webhook, instead of completions."),
+    ] = False,
     database: Database = None,
     config: Config = None,
 ) -> None:
@@ -73,7 +77,8 @@ def secret(
     from gateway.signing_keys import StoredSigningKeys
 
     name = check_callback_url(destination, _anything(destination)).name
-    secrets = StoredSigningKeys(existing_database(database, config)).secrets_of(name)
+    keys = StoredSigningKeys(existing_database(database, config))
+    secrets = keys.secrets_of(name, notices=notices)
     typer.echo(f"of {name}, the newest first:", err=True)
     for each in secrets:
         typer.echo(secret_text(each))

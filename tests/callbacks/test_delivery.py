@@ -13,6 +13,8 @@ from callbacks.delivery_queries import ATTEMPTS_OF, BACKLOG
 from callbacks.outbox import Delivery
 from callbacks.retry_schedule import RetryPolicy
 from clients.errors import UnknownOutcome, Unreachable
+from clients.sender import SentResponse
+from nexus_spec import Headers
 from tests.callbacks.conftest import OpenOffice
 from tests.callbacks.office import BODY, Office, Sender, answer, one_rule, until
 
@@ -206,6 +208,18 @@ async def test_an_attempt_that_breaks_is_tried_again(open_office: OpenOffice) ->
     office.service.wake()
     await office.is_("t1", "delivered", 2)
     assert office.sender.posts[0][1][-1] == ("traceparent", "x")
+
+
+@pytest.mark.parametrize(("status", "state"), [(503, "due"), (404, "failed")])
+async def test_any_bytes_may_come_back(open_office: OpenOffice, status: int, state: str) -> None:
+    """PostgreSQL has no text with a NUL in it."""
+    nasty = SentResponse(status, Headers.from_pairs([]), b"a\0b\xff", "192.0.2.1:80")
+    office = await open_office(sender=Sender([nasty]))
+    await office.end("t1")
+    await office.is_("t1", state, 1)
+    log = await office.database.fetch(ATTEMPTS_OF, {"token": "t1"})
+    assert log[0][-1] == "a\ufffdb\ufffd"
+    await until(lambda: office.service.held == 0)
 
 
 async def test_each_attempt_is_signed(open_office: OpenOffice) -> None:

@@ -14,12 +14,16 @@ from callbacks.database import Statement, Write, table_of
 from callbacks.dead_letters import TOO_OLD_WHILE_HELD, Replay
 from callbacks.delivery import DeliverySettings
 from callbacks.delivery_queries import ATTEMPTS_OF
+from callbacks.destinations import EndProbe
+from callbacks.outbox import Delivery
 from callbacks.outcomes import Attempt, Retry
 from callbacks.records import DestinationRecord
 from callbacks.retry_schedule import RetryPolicy
+from callbacks.standings import EVERY_STANDING
 from clients.errors import UnknownOutcome, Unreachable
 from tests.callbacks.conftest import OpenOffice
 from tests.callbacks.office import HOUR_MS, Office, Run, Sender, answer, one_rule, until
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -28,6 +32,11 @@ CLOSE = Statement(
     sa.update(_destination)
     .where(_destination.c.name == sa.bindparam("name_is"))
     .values(failures=0, openings=0, open_until=None, wake_at=0)
+)
+LOSE = Statement(
+    sa.update(_destination)
+    .where(_destination.c.name == sa.bindparam("name_is"))
+    .values(wake_at=None)
 )
 DOWN = Unreachable("refused")
 DEAD = "dead.example"
@@ -276,6 +285,56 @@ async def test_an_hour_of_silence(open_office: OpenOffice) -> None:
     assert office.sender.most[DEAD] <= 16
 
 
+async def test_a_probe_that_is_not_sent_is_another_s_turn(open_office: OpenOffice) -> None:
+    refusing = True
+
+    async def sign(delivery: Delivery, now_ms: int) -> list[tuple[str, str]]:
+        if refusing and delivery.probe:
+            raise OSError("no key")
+        return []
+
+    office = await dead_office(open_office, sign=sign)
+    await go_on_at(office, (await office.standing(DEAD)).breaker.open_until)
+    breaker = await has_standing(office, is_open=True, openings=1, probe_until=None)
+    assert attempts(office) == 5
+    refusing = False
+    office.sender.of_host.clear()
+    await go_on_at(office, office.time + 10_000)
+    for n in range(5):
+        await office.is_(f"first{n}", "delivered")
+    assert breaker.is_open
+
+
+async def test_what_nothing_is_sent_to_any_more_is_forgotten(open_office: OpenOffice) -> None:
+    office = await dead_office(open_office)
+    office.time += 73 * HOUR_MS
+    await office.service.aging.look()
+    for n in range(5):
+        await office.is_(f"first{n}", "failed")
+    await go_on_at(office, office.time + 25 * HOUR_MS)  # a look finds that nothing waits any more
+
+    async def is_forgotten() -> bool | None:
+        await office.service.aging.look()
+        return not await office.database.fetch(EVERY_STANDING, {}) or None
+
+    await eventually(is_forgotten)
+    await until(lambda: office.service.holds.standings == [])
+
+
+async def test_a_delivery_that_nobody_looked_for_is_found(
+    open_office: OpenOffice, caplog: pytest.LogCaptureFixture
+) -> None:
+    office = await open_office(settings=DeliverySettings(in_memory=0))
+    await office.leave("t1", DEAD)
+    await office.database.write(Run(LOSE, {"name_is": f"http://{DEAD}:80"}))
+    assert await office.not_looked_for() != []
+    await office.service.aging.look()
+    assert await office.not_looked_for() == []
+    assert "found deliveries that nobody looked for" in caplog.text
+    await office.service.aging.look()
+    assert len(caplog.records) == 1
+
+
 # ------------------------------------------------------------ several processes
 
 
@@ -373,13 +432,32 @@ async def test_news_that_were_missed_are_looked_up(open_office: OpenOffice) -> N
 # ------------------------------------------------------------ fairness
 
 
+def as_many_as_there_are(destination: str) -> int:
+    return 1000
+
+
+async def test_a_claim_takes_no_more_than_memory_wants(open_office: OpenOffice) -> None:
+    """What is sent slowly waits in the database, and leaves memory to the others."""
+    rules = one_rule(per_second=0.2)
+    office = await open_office(settings=DeliverySettings(rules=rules, in_memory=100))
+    for n in range(30):
+        for k in range(20):
+            await office.leave(f"t{n}-{k}", f"slow{n}.example")
+    await office.database.write(EndProbe("http://nobody.example:80", office.now()))
+    await until(lambda: office.service.held >= 30)
+    await office.leave("other", "other.example")
+    await office.is_("other", "delivered", 1)
+    # One under way or done, one that waits.
+    assert office.service.held <= 2 * 30
+
+
 async def test_a_claim_takes_a_few_of_each(open_office: OpenOffice) -> None:
     office = await open_office(settings=DeliverySettings(in_memory=0))
     for n in range(90):
         await office.leave(f"big{n}", "big.example")
     for n in range(9):
         await office.leave(f"small{n}", f"small{n}.example")
-    claim = ClaimDue("me", office.now(), 40, 256, (), 1000)
+    claim = ClaimDue("me", office.now(), 40, as_many_as_there_are, (), 1000)
     first = await office.database.write(claim)
     hosts = [each.destination for each in first.deliveries]
     assert len(hosts) == 13
@@ -399,7 +477,7 @@ async def test_who_was_served_stands_behind(open_office: OpenOffice) -> None:
     seen: list[set[str]] = []
     for _ in range(2):
         office.time += 1
-        claim = ClaimDue("me", office.now(), 64, 256, (), 1000)
+        claim = ClaimDue("me", office.now(), 64, as_many_as_there_are, (), 1000)
         found = await office.database.write(claim)
         seen.append({each.destination for each in found.deliveries})
     assert [len(hosts) for hosts in seen] == [64, 64]
@@ -414,7 +492,7 @@ async def test_what_waits_longer_than_others_waits_for_its_time(open_office: Ope
         Retry(claimed[0], office.time + 5000, "answered 500", False, office.time, attempt)
     )
     await office.leave("t2")
-    claim = ClaimDue("me", office.now(), 40, 256, (), 1000)
+    claim = ClaimDue("me", office.now(), 40, as_many_as_there_are, (), 1000)
     found = await office.database.write(claim)
     assert [each.token for each in found.deliveries] == ["t2"]
     assert found.next_at == office.time + 5000

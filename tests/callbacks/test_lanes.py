@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
+import pytest
+
 from callbacks.delivery_rules import DeliveryRule, DeliveryRules
 from callbacks.lanes import Lanes
 from callbacks.outbox import Delivery
@@ -48,7 +50,7 @@ class Handle:
 class Bench:
     """Lanes, and what they began."""
 
-    def __init__(self, *, concurrency: int = 100, queued: int = 10, **rule: Any) -> None:
+    def __init__(self, *, together: int = 100, queued: int = 10, **rule: Any) -> None:
         self.clock = Clock()
         self.begun: list[Delivery] = []
         self.made_room = 0
@@ -56,7 +58,7 @@ class Bench:
         self.lanes = Lanes(
             self.begun.append,
             rules=DeliveryRules(DeliveryRule(**rule)),
-            concurrency=concurrency,
+            concurrency=together,
             queued_per_destination=queued,
             has_room=self._has_room,
             loop=cast("asyncio.AbstractEventLoop", self.clock),
@@ -86,7 +88,7 @@ class Bench:
 
 
 def test_a_destination_has_its_cap() -> None:
-    bench = Bench(concurrency=100)
+    bench = Bench(together=100)
     bench.add("a", 70)
     bench.add("b", 3)
     assert bench.under_way == {"a": 64, "b": 3}
@@ -95,7 +97,7 @@ def test_a_destination_has_its_cap() -> None:
 
 
 def test_all_together_have_one_and_take_turns() -> None:
-    bench = Bench(concurrency=4)
+    bench = Bench(together=4)
     bench.add("a", 20)
     bench.add("b", 2)
     bench.add("c", 1)
@@ -136,7 +138,7 @@ def test_a_rate_outlives_an_empty_lane() -> None:
     bench.end()
     bench.clock.run_until(5)
     assert bench.clock.waiting == 0
-    assert bench.lanes.takes_more("http://a:80")
+    assert bench.lanes.takes("http://a:80") == 5
 
 
 def test_nothing_begins_after_the_end() -> None:
@@ -149,10 +151,10 @@ def test_nothing_begins_after_the_end() -> None:
 
 
 def test_who_has_enough_is_busy_and_tells_when_it_has_not() -> None:
-    bench = Bench(concurrency=1, queued=4)
+    bench = Bench(together=1, queued=4)
     bench.add("a", 5)
-    assert not bench.lanes.takes_more("http://a:80")
-    assert bench.lanes.takes_more("http://b:80")
+    assert bench.lanes.takes("http://a:80") == 0
+    assert bench.lanes.takes("http://b:80") == 4
     assert bench.lanes.busy() == ["http://a:80"]
     bench.end()
     assert bench.made_room == 0
@@ -163,7 +165,7 @@ def test_who_has_enough_is_busy_and_tells_when_it_has_not() -> None:
 
 
 def test_what_was_never_begun_comes_out() -> None:
-    bench = Bench(concurrency=2)
+    bench = Bench(together=2)
     bench.add("a", 3)
     bench.add("b", 3)
     assert len(bench.lanes.clear(["http://a:80"])) == 1
@@ -174,10 +176,28 @@ def test_what_was_never_begun_comes_out() -> None:
 
 
 def test_a_lane_that_is_emptied_in_line_is_forgotten() -> None:
-    bench = Bench(concurrency=1)
+    bench = Bench(together=1)
     bench.add("a")
     bench.add("b", 2)
     assert len(bench.lanes.clear(["http://b:80"])) == 2
     bench.end()
     bench.add("b")
     assert bench.under_way == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    ("rule", "welcome"),
+    [
+        ({}, 256),
+        ({"concurrency": 2}, 8),
+        ({"per_second": 3.0}, 15),
+        ({"per_second": 0.01}, 1),
+        ({"concurrency": 1, "per_second": 100.0}, 4),
+    ],
+)
+def test_memory_holds_what_can_be_sent_soon(rule: dict[str, Any], welcome: int) -> None:
+    bench = Bench(queued=256, **rule)
+    assert bench.lanes.takes("http://a:80") == welcome
+    while bench.lanes.takes("http://a:80"):
+        bench.add("a")
+    assert bench.lanes.busy() == ["http://a:80"]

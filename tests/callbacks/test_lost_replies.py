@@ -9,7 +9,7 @@ import pytest
 from callbacks.claims import GiveBack
 from callbacks.database import OutcomeUnknown, Write
 from callbacks.delivery_queries import ATTEMPTS_OF
-from callbacks.outcomes import Attempt, Delivered, GiveUp, Retry
+from callbacks.outcomes import Arrived, Attempt, Delivered, GiveUp, Retry
 from tests.callbacks.conftest import OpenOffice
 from tests.callbacks.office import FrozenBy, Office, Sender, answer, until
 
@@ -158,3 +158,18 @@ async def test_a_recovery_whose_reply_was_lost(open_office: OpenOffice) -> None:
     await office.service.strays.recover()
     await office.is_("t1", "delivered", 2)
     assert len(office.sender.posts) == 1
+
+
+async def test_what_is_told_late_does_not_swallow_a_replay(open_office: OpenOffice) -> None:
+    office = await open_office()
+    (delivery,) = await office.database.write(office.ending("t1"))
+    office.service.submit([delivery])
+    await office.is_("t1", "delivered", 1)
+    await office.service.disable(delivery.destination)
+    assert await office.service.replay([delivery.id]) == [delivery.id]
+    # The write that closed it is repeated: its reply was lost.
+    await office.database.write(Arrived([delivery], office.now()))
+    assert (await office.row("t1"))[0] == "due"
+    await office.service.enable(delivery.destination)
+    await office.is_("t1", "delivered", 2)
+    assert len(office.sender.posts) == 2

@@ -142,3 +142,20 @@ async def test_without_a_key_nothing_is_signed(signer: Signer, database: Databas
     await database.aclose()
     with pytest.raises(DatabaseClosed):
         await signer.headers(DELIVERY, NOW_MS)
+
+
+async def test_a_notice_is_signed_with_a_secret_that_no_completion_is(
+    signer: Signer, database_url: str
+) -> None:
+    """A caller may have completions sent there, and chooses what is in them."""
+    notice = dataclasses.replace(DELIVERY, slot=-1, headers=[("Content-Type", "application/json")])
+    headers = await arrived(signer, notice)
+    secrets = await secrets_of(database_url, HERE)
+    with pytest.raises(SignatureInvalid):
+        verify_webhook(headers, notice.body, secrets, now=NOW)
+    own = await asyncio.to_thread(
+        lambda: StoredSigningKeys(database_url).secrets_of(HERE, notices=True)
+    )
+    verify_webhook(headers, notice.body, own, now=NOW)
+    again = dataclasses.replace(notice, deadline_at=notice.deadline_at + 1)  # given up once more
+    assert (await arrived(signer, again))["webhook-id"] != headers["webhook-id"]

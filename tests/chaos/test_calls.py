@@ -41,7 +41,11 @@ async def pair(tmp_path: Path) -> AsyncIterator[list[Crashing]]:
                 "--public-url",
                 f"http://127.0.0.1:{own}",
                 port=own,
-                env={"NEXUS_GATEWAY_ENDPOINTS__OTHER__URL": f"http://127.0.0.1:{other}/services"},
+                env={
+                    "NEXUS_GATEWAY_ENDPOINTS__OTHER__URL": f"http://127.0.0.1:{other}/services",
+                    # Each is away again and again: the other asks how it is at once.
+                    "NEXUS_GATEWAY_CALLBACKS__BREAKER_SECONDS": "0.5",
+                },
             )
         )
     for gateway in gateways:

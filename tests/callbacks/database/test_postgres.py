@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from callbacks.database import (
+    ALONE,
     Database,
     DatabaseError,
     DatabaseUnavailable,
@@ -337,3 +338,64 @@ async def test_what_is_idempotent_is_done_once_for_all_that_ask_for_it(
     assert answers == [1, 1, 1, 0, 1, 1, 1]
     assert database.batches == before + 1
     assert await other.fetchval("SELECT last_value FROM updates") == updates
+
+
+class Steps:
+    """Updates things one after the other."""
+
+    def __init__(self, *steps: tuple[Statement, int], subject: str | None = None) -> None:
+        self._steps = steps
+        self.subject = subject
+
+    async def apply(self, tx: Transaction) -> None:
+        for statement, a in self._steps:
+            await tx.execute(statement, {"a": a})
+
+
+_SET = sa.update(things).where(things.c.a == sa.bindparam("a", type_=sa.Integer)).values(b="x")
+SOON, LAST = Statement(_SET), Statement(_SET, last=True)
+
+
+@pytest.fixture
+async def order(database: Database, other: Any) -> Any:
+    """Returns in which order the things of a test were updated."""
+    await asyncio.gather(*(database.write(Insert(a)) for a in range(1, 6)))
+    await other.execute(
+        "CREATE SEQUENCE updates; "
+        "CREATE FUNCTION numbered() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN NEW.d = nextval(''updates''); RETURN NEW; END'; "
+        "CREATE TRIGGER numbers BEFORE UPDATE ON thing FOR EACH ROW EXECUTE FUNCTION numbered()"
+    )
+
+    async def updated() -> list[int]:
+        rows = await other.fetch("SELECT a FROM thing WHERE d IS NOT NULL ORDER BY d")
+        return [row[0] for row in rows]
+
+    return updated
+
+
+async def test_what_comes_last_comes_after_all_the_others_in_order(
+    database: Database, order: Any
+) -> None:
+    """So that no two processes lock these rows in different orders."""
+    before = database.batches
+    await asyncio.gather(
+        database.write(Steps((LAST, 5))),
+        database.write(Steps((SOON, 3), (SOON, 4), (LAST, 2))),
+        database.write(Steps((LAST, 1))),
+    )
+    assert await order() == [3, 4, 1, 2, 5]
+    assert database.batches == before + 1
+
+
+async def test_what_wants_to_be_alone_is(database: Database, order: Any) -> None:
+    before = database.batches
+    await asyncio.gather(
+        database.write(Steps((SOON, 1))),
+        database.write(Steps((SOON, 2), subject=ALONE)),
+        database.write(Steps((SOON, 3))),
+        database.write(Steps((SOON, 4), subject=ALONE)),
+        database.write(Steps((SOON, 5))),
+    )
+    assert await order() == [1, 3, 5, 2, 4]
+    assert database.batches == before + 3
