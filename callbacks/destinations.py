@@ -82,6 +82,7 @@ _TOUCH = Statement(
     ),
     idempotent=True,
     last=True,
+    correlated=True,
 )
 _LOOK_AGAIN = Statement(
     sa.update(destination)

@@ -97,8 +97,8 @@ class PostgresForms:
     adds: bool
 
 
-def postgres_forms(clause: ClauseElement, *, or_ignore: bool) -> PostgresForms:
-    """Compile a statement for PostgreSQL.
+def postgres_forms(clause: ClauseElement, *, or_ignore: bool, correlated: bool) -> PostgresForms:
+    """Compile a statement for PostgreSQL; see `Statement` for the arguments.
 
     Raises:
         TypeError: A parameter has no type.
@@ -108,7 +108,7 @@ def postgres_forms(clause: ClauseElement, *, or_ignore: bool) -> PostgresForms:
     text, kinds = _compile(clause, or_ignore=or_ignore)
     single = Single(*_numbered(text, kinds, ""))
     batched = None
-    if kinds and not _FOR_ONE_SET_ONLY.search(_QUOTED.sub("''", text)):
+    if kinds and (correlated or not _FOR_ONE_SET_ONLY.search(_QUOTED.sub("''", text))):
         batched = _Batcher(clause, kinds, or_ignore=or_ignore).batched()
     return PostgresForms(
         single,

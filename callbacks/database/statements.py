@@ -45,7 +45,15 @@ def partial_index(name: str, *columns: str, where: str) -> Index:
 class Statement:
     """A statement ready for the driver; parameters are given by name on each run."""
 
-    __slots__ = ("_clause", "_or_ignore", "_postgres", "idempotent", "last", "sql")
+    __slots__ = (
+        "_clause",
+        "_correlated",
+        "_or_ignore",
+        "_postgres",
+        "idempotent",
+        "last",
+        "sql",
+    )
 
     def __init__(
         self,
@@ -54,6 +62,7 @@ class Statement:
         or_ignore: bool = False,
         idempotent: bool = False,
         last: bool = False,
+        correlated: bool = False,
         on_postgres: ClauseElement | None = None,
     ) -> None:
         """Compile a statement.
@@ -66,6 +75,8 @@ class Statement:
             last: Where writes share a transaction, it runs when all of them have come to such a
                 statement or to their end, sorted by its parameters: for rows that many writes
                 lock, so that all processes lock them in one order and not for long.
+            correlated: Its aggregates are those of correlated subqueries, the same whether it runs
+                for one set of parameters or for many.
             on_postgres: Does the same on PostgreSQL, where `clause` would be slow or is not
                 understood.
         """
@@ -80,6 +91,7 @@ class Statement:
         self.last = last
         self._clause = clause if on_postgres is None else on_postgres
         self._or_ignore = or_ignore
+        self._correlated = correlated
         self._postgres: PostgresForms | None = None
 
     @property
@@ -92,7 +104,9 @@ class Statement:
         if self._postgres is None:
             from callbacks.database.postgres_sql import postgres_forms
 
-            self._postgres = postgres_forms(self._clause, or_ignore=self._or_ignore)
+            self._postgres = postgres_forms(
+                self._clause, or_ignore=self._or_ignore, correlated=self._correlated
+            )
         return self._postgres
 
     def __repr__(self) -> str:
