@@ -1,14 +1,14 @@
 """Gives up what became too old while its destination did not answer, and tidies up behind it."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 
 from callbacks.attempts import DeliveryStats
-from callbacks.database import Database, DatabaseClosed
+from callbacks.database import Database
 from callbacks.dead_letters import Expire, Notice
 from callbacks.destinations import ForgetIdle, Repair
 from callbacks.leases import Lease
+from callbacks.rounds import make_rounds
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +51,12 @@ class Aging:
 
     async def run(self) -> None:
         """Look until the database closes."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS * (0.5 + self._draw()))
-            await self._lease.held()
-            try:
-                await self.look()
-            except DatabaseClosed:
-                return
-            except Exception:
-                logger.exception("cannot look for deliveries that became too old")
+        await make_rounds(
+            self.look,
+            lease=self._lease,
+            wait_seconds=lambda: _LOOK_SECONDS * (0.5 + self._draw()),
+            what="deliveries that became too old",
+        )
 
     async def look(self) -> None:
         """Give up what is too old, and forget destinations that made no trouble for a day."""

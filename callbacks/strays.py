@@ -4,13 +4,13 @@ A commit may land although its reply is lost. What it claimed is then in flight 
 in nobody's memory; what it closed is closed, and found so when the write is tried again.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 
-from callbacks.database import Database, DatabaseClosed, persist
+from callbacks.database import Database, persist
 from callbacks.in_flight import IN_FLIGHT_OF, InFlight, RecoverInFlight, Release
 from callbacks.leases import Lease
+from callbacks.rounds import make_rounds
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +44,17 @@ class Strays:
 
     async def run(self) -> None:
         """Look twice a lease, until the database closes."""
-        while True:
-            await asyncio.sleep(self._lease.seconds * (0.25 + self._draw() / 2))
-            await self._lease.held()
-            try:
-                await self.release_own()
-                if self._database.shared:
-                    await self.recover()
-            except DatabaseClosed:
-                return
-            except Exception:
-                logger.exception("cannot look for deliveries that nobody holds")
+        await make_rounds(
+            self._look,
+            lease=self._lease,
+            wait_seconds=lambda: self._lease.seconds * (0.25 + self._draw() / 2),
+            what="deliveries that nobody holds",
+        )
+
+    async def _look(self) -> None:
+        await self.release_own()
+        if self._database.shared:
+            await self.recover()
 
     async def recover(self) -> None:
         """Make due what processes had in flight that are gone."""
