@@ -46,13 +46,9 @@ _SET_STANDING = Statement(
         open_until=_bind("new_open_until"),
         probe_until=_bind("new_probe_until"),
         not_before=_bind("new_not_before"),
+        disabled_at=_bind("new_disabled_at"),
         changed_at=_bind("now"),
     )
-)
-_SET_DISABLED = Statement(
-    sa.update(destination)
-    .where(destination.c.name == _bind("name"))
-    .values(disabled_at=_bind("new_disabled_at"), changed_at=_bind("now"))
 )
 _MAY_WAIT_LONGER = Statement(
     sa.update(_callback)
@@ -145,11 +141,9 @@ class Report:
         )
         if after == known:
             return known
-        await tx.execute(_SET_STANDING, {**_values(after), "now": self.now})
-        await look_again(tx, [self.name], self.now)
+        await _set(tx, after, self.now)
         if (after.holds(self.now), after.is_clean) != (known.holds(self.now), known.is_clean):
-            await tx.notify(CHANNEL, self.name)
-            await tx.notify("deliver", "")
+            await _tell(tx, self.name)
         return after
 
 
@@ -170,11 +164,10 @@ class Disable:
         known = await locked(tx, self.name, self.now)
         if known.disabled_at is not None:
             return known
-        values = {"name": self.name, "new_disabled_at": self.now, "now": self.now}
-        await tx.execute(_SET_DISABLED, values)
-        await look_again(tx, [self.name], self.now)
-        await tx.notify(CHANNEL, self.name)
-        return Standing(self.name, known.breaker, known.not_before, self.now)
+        after = Standing(self.name, known.breaker, known.not_before, self.now)
+        await _set(tx, after, self.now)
+        await _tell(tx, self.name)
+        return after
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,23 +210,29 @@ class Enable:
         """Return what is known of the destination from now on."""
         await locked(tx, self.name, self.now)
         after = Standing(self.name)
-        await tx.execute(_SET_STANDING, {**_values(after), "now": self.now})
-        await tx.execute(
-            _SET_DISABLED, {"name": self.name, "new_disabled_at": None, "now": self.now}
-        )
-        await look_again(tx, [self.name], self.now)
-        await tx.notify(CHANNEL, self.name)
-        await tx.notify("deliver", "")
+        await _set(tx, after, self.now)
+        await _tell(tx, self.name)
         return after
 
 
-def _values(standing: Standing) -> dict[str, Any]:
+async def _set(tx: Transaction, standing: Standing, now: int) -> None:
+    """Write down how a destination, whose row this transaction has locked, stands from now on."""
     breaker = standing.breaker
-    return {
+    values: dict[str, Any] = {
         "name": standing.name,
         "new_failures": breaker.failures,
         "new_openings": breaker.openings,
         "new_open_until": breaker.open_until,
         "new_probe_until": breaker.probe_until,
         "new_not_before": standing.not_before,
+        "new_disabled_at": standing.disabled_at,
+        "now": now,
     }
+    await tx.execute(_SET_STANDING, values)
+    await look_again(tx, [standing.name], now)
+
+
+async def _tell(tx: Transaction, name: str) -> None:
+    """Have all processes hear of it, and look for what may be sent now."""
+    await tx.notify(CHANNEL, name)
+    await tx.notify("deliver", "")
